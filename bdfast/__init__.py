@@ -1,0 +1,8 @@
+"""bdfast: fast kernels and end-to-end defenses against backdoors in neural networks."""
+
+# torch first: its wheel carries the OpenMP runtime that bdfast._C is to share, not to duplicate.
+import torch as _torch  # noqa: F401  isort: skip
+
+from bdfast._version import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,132 @@
+// The Python module bdfast._C: raw pointers, sizes and a stream in, nothing of torch.
+//
+// Python (bdfast/ops) owns schemas, checks and allocation; what arrives here is already validated.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "hinge_cross_entropy.h"
+#include "isa.h"
+#include "projected_sgd_step.h"
+
+#ifdef BDFAST_WITH_CUDA
+#include "cuda_api.h"
+#endif
+
+namespace py = pybind11;
+
+namespace bdfast {
+
+const char* isa_name(Isa isa) {
+  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+}
+
+static Isa detect_isa() {
+#ifdef BDFAST_X86_ISAS
+  const char* cap = std::getenv("BDFAST_ISA_MAX");
+  const bool only_baseline = cap != nullptr && std::strcmp(cap, "baseline") == 0;
+  const bool at_most_avx2 = cap != nullptr && std::strcmp(cap, "avx2") == 0;
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (only_baseline || !avx2) return Isa::baseline;
+  return avx512 && !at_most_avx2 ? Isa::avx512 : Isa::avx2;
+#else
+  return Isa::baseline;
+#endif
+}
+
+Isa best_isa() {
+  static const Isa isa = detect_isa();
+  return isa;
+}
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+HingeCrossEntropyArgs hinge_args(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
+                                 uintptr_t target, float margin, bool batch_hinge) {
+  return {pointer<const void>(logits), static_cast<DType>(dtype), rows,   classes,
+          row_stride,                  pointer<const int64_t>(target), margin, batch_hinge};
+}
+
+int64_t hinge_cross_entropy_fwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
+                                uintptr_t target, float margin, bool batch_hinge, int reduction, uintptr_t loss,
+                                uintptr_t stats) {
+  const auto args = hinge_args(logits, dtype, rows, classes, row_stride, target, margin, batch_hinge);
+  return BDFAST_CALL_BEST(hinge_cross_entropy_fwd, args, static_cast<Reduction>(reduction), pointer<float>(loss),
+                          pointer<float>(stats));
+}
+
+void hinge_cross_entropy_bwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
+                             uintptr_t target, float margin, bool batch_hinge, int reduction, uintptr_t grad_loss,
+                             uintptr_t loss, uintptr_t stats, uintptr_t grad_logits) {
+  const auto args = hinge_args(logits, dtype, rows, classes, row_stride, target, margin, batch_hinge);
+  BDFAST_CALL_BEST(hinge_cross_entropy_bwd, args, static_cast<Reduction>(reduction), pointer<const float>(grad_loss),
+                   pointer<const float>(loss), pointer<const float>(stats), pointer<void>(grad_logits));
+}
+
+using Addresses = std::vector<uintptr_t>;
+
+std::vector<ProjectedSgdSegment> make_segments(const Addresses& weights, const Addresses& anchors,
+                                               const Addresses& grads, const Addresses& momentum_buffers,
+                                               const std::vector<int64_t>& numels) {
+  std::vector<ProjectedSgdSegment> segments;
+  segments.reserve(weights.size());
+  for (size_t s = 0; s < weights.size(); ++s) {
+    segments.push_back({pointer<float>(weights[s]), pointer<const float>(anchors[s]), pointer<const float>(grads[s]),
+                        pointer<float>(momentum_buffers[s]), numels[s]});
+  }
+  return segments;
+}
+
+void projected_sgd_step(const Addresses& weights, const Addresses& anchors, const Addresses& grads,
+                        const Addresses& momentum_buffers, const std::vector<int64_t>& numels, float lr,
+                        float momentum, float distance_weight, uintptr_t norms, uintptr_t distances) {
+  const auto segments = make_segments(weights, anchors, grads, momentum_buffers, numels);
+  const ProjectedSgdScalars scalars{lr, momentum, distance_weight};
+  BDFAST_CALL_BEST(projected_sgd_step, segments.data(), static_cast<int64_t>(segments.size()), scalars,
+                   pointer<const float>(norms), pointer<float>(distances));
+}
+
+#ifndef BDFAST_BUILD_INFO
+#define BDFAST_BUILD_INFO ""
+#endif
+#ifndef BDFAST_VERSION
+#define BDFAST_VERSION "unknown"
+#endif
+
+}  // namespace
+}  // namespace bdfast
+
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+  using namespace bdfast;
+  m.doc() = "Compiled kernels of bdfast.";
+  m.attr("version") = BDFAST_VERSION;
+  m.attr("build_info") = BDFAST_BUILD_INFO;
+  m.attr("cpu_isa") = isa_name(best_isa());
+#ifdef _OPENMP
+  m.attr("has_openmp") = true;
+#else
+  m.attr("has_openmp") = false;
+#endif
+  using nogil = py::call_guard<py::gil_scoped_release>;
+  m.def("hinge_cross_entropy_fwd", &hinge_cross_entropy_fwd, nogil());
+  m.def("hinge_cross_entropy_bwd", &hinge_cross_entropy_bwd, nogil());
+  m.def("projected_sgd_step", &projected_sgd_step, nogil());
+#ifdef BDFAST_WITH_CUDA
+  m.attr("has_cuda") = true;
+  bind_cuda(m);
+#else
+  m.attr("has_cuda") = false;
+#endif
+}

@@ -1,0 +1,35 @@
+// Loops over independent chunks of work.
+//
+// A chunk's boundaries never depend on the number of threads: whatever is reduced per chunk, and then over chunks in
+// order, is bit-identical on one thread and on a hundred.
+#pragma once
+
+#include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "isa.h"
+
+namespace bdfast {
+namespace BDFAST_ISA_NAMESPACE {
+
+// Below this many bytes a kernel stays on the calling thread: waking a second one costs a few microseconds, about what
+// one core needs to stream as much from its own cache.
+constexpr int64_t kSerialBytes = 128 * 1024;
+
+template <class Body>
+void parallel_chunks(int64_t chunks, int64_t bytes, const Body& body) {
+#ifdef _OPENMP
+  if (chunks > 1 && bytes > kSerialBytes && omp_get_max_threads() > 1) {
+#pragma omp parallel for schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) body(chunk);
+    return;
+  }
+#endif
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) body(chunk);
+}
+
+}  // namespace BDFAST_ISA_NAMESPACE
+}  // namespace bdfast

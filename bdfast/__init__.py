@@ -3,6 +3,8 @@
 # torch first: its wheel carries the OpenMP runtime that bdfast._C is to share, not to duplicate.
 import torch as _torch  # noqa: F401  isort: skip
 
+from bdfast import backends, ops
 from bdfast._version import __version__
+from bdfast.backends import backend, debug, explain
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "backend", "backends", "debug", "explain", "ops"]

@@ -1,0 +1,131 @@
+"""Raw ops of the ``bdfast::`` namespace: one schema, a fake kernel, and an implementation a backend.
+
+An op is defined in Python, so it exists with or without a compiler. Its CPU and CUDA entries are the chooser: the last
+argument of every schema is the requested backend, and the entry calls the first implementation that can run, or the
+one that was named. ``Library.define`` + ``impl`` cost 5 us a call from Python where ``custom_op`` costs 14; autograd is
+written in the public function, because registered autograd would add 5-20 us a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdfast.backends import selection
+from bdfast.backends.availability import triton_interpreted
+
+_LIBRARY = torch.library.Library("bdfast", "DEF")  # noqa: TOR901 - lives as long as the process
+_OPS: dict[str, Op] = {}
+
+CanRun = Callable[[Any], str | None]
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was named that cannot run on these inputs; the message is its reason."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend of an op.
+
+    Attributes:
+        backend: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``.
+        function: takes the schema's arguments without the last (the requested backend).
+        can_run: takes the op's key tensor (or a stand-in with its ``device`` and ``dtype``); ``None``, or the reason why
+            this implementation cannot run on it.
+    """
+
+    backend: str
+    function: Callable[..., Any]
+    can_run: CanRun
+
+
+@dataclass
+class Op:
+    """A raw op: ``torch.ops.bdfast.<name>``.
+
+    Attributes:
+        name: of the op in the ``bdfast`` namespace.
+        public: name of the function in :mod:`bdfast.ops` that users call.
+        schema: without the name; its last argument is ``str backend``.
+        fake: shape and dtype function for tracing; takes all arguments of the schema.
+        key: the tensor among the arguments whose device and dtype decide the backend.
+        implementations: in the measured order of preference; the last is the reference.
+    """
+
+    name: str
+    public: str
+    schema: str
+    fake: Callable[..., Any]
+    key: Callable[..., Tensor]
+    implementations: tuple[Implementation, ...]
+    call: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        _LIBRARY.define(f"{self.name}{self.schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        for key in ("CPU", "CUDA"):
+            _LIBRARY.impl(self.name, self._entry, key)
+        torch.library.register_fake(f"bdfast::{self.name}", self.fake, lib=_LIBRARY)
+        self.call = getattr(torch.ops.bdfast, self.name).default
+        _OPS[self.name] = self
+
+    def _entry(self, *arguments: Any) -> Any:
+        *inputs, wish = arguments
+        return self.choose(wish, self.key(*inputs)).function(*inputs)
+
+    def choose(self, wish: str, key: Any) -> Implementation:
+        """The implementation that runs for this key tensor.
+
+        Raises:
+            BackendUnavailableError: ``wish`` names a backend that cannot run here; the message gives its reason.
+        """
+        if wish == "auto":
+            wish = selection.from_environment()
+        if wish == "auto":
+            for implementation in self.implementations:
+                interpreted = implementation.backend == "triton" and triton_interpreted()  # for tests: never by itself
+                if not interpreted and implementation.can_run(key) is None:
+                    return implementation
+        reason: str | None = "this op has no such implementation"
+        for implementation in self.implementations:
+            if implementation.backend == wish:
+                reason = implementation.can_run(key)
+                if reason is None:
+                    return implementation
+        raise BackendUnavailableError(
+            f"{self.public}: backend {wish!r} cannot run: {reason}; "
+            f'pass backend="auto", or one of {[name for name, why in self.reasons(key).items() if why is None]}'
+        )
+
+    def reasons(self, key: Any) -> dict[str, str | None]:
+        """For each backend ``None`` (it can run on this key tensor) or the reason why not, in order of preference."""
+        return {item.backend: item.can_run(key) for item in self.implementations}
+
+
+def registered() -> Iterator[Op]:
+    """All raw ops, in the order of their definition."""
+    return iter(tuple(_OPS.values()))
+
+
+def find(name: str) -> Op:
+    """The raw op of this name, or the first (the forward) of the public function of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in _OPS:
+        return _OPS[name]
+    for op in _OPS.values():
+        if op.public == name:
+            return op
+    known = sorted({op.public for op in _OPS.values()})
+    raise ValueError(f"explain: `op` expected one of {known}, got {name!r}; correct the name")
+
+
+def always(_: Any) -> str | None:
+    """``can_run`` of the references: plain PyTorch runs everywhere."""
+    return None

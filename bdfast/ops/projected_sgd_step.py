@@ -1,0 +1,297 @@
+r"""D3's whole update of the projected layers: distance gradient, momentum, step and projection, fused over layers.
+
+For every layer :math:`j` with weights :math:`W`, anchor :math:`W_0`, data gradient :math:`G` and momentum :math:`V`:
+
+.. math::
+
+    d &= \lVert W - W_0 \rVert_F \\
+    V &\leftarrow \mu V + G - \tfrac{c}{d} (W - W_0) \\
+    \tilde W &= W - \eta V \\
+    W &\leftarrow \tilde W \, n_0 / \lVert \tilde W \rVert_F
+
+This is SGD with momentum on :math:`\lambda h - \sum_j d_j` scaled by :math:`c`, followed by the projection on the sphere
+of norm :math:`n_0` (D3, arXiv 2411.09585, eq. 4; momentum is neither rescaled nor projected, as in the authors' release).
+
+Bytes moved a weight: 32 with ``distances`` carried from step to step (5 reads, 3 writes), 40 without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdfast.backends import Implementation, Op, requested
+from bdfast.backends.availability import native, runs_cpp, runs_cuda
+from bdfast.backends.registry import always
+from bdfast.errors import message
+
+NAME = "projected_sgd_step_"
+
+
+def projected_sgd_step_(
+    weights: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    distance_weight: float,
+    norms: Tensor,  # [L]
+    distances: Tensor | None = None,  # [L]
+    backend: str = "auto",
+) -> None:
+    """One D3 step, in place on ``weights`` and ``momentum_buffers``: move away from the anchors, stay on their sphere.
+
+    Args:
+        weights: L float32 tensors of any shapes (float64 runs on the reference).
+        anchors: the weights to move away from; same shapes.
+        grads: gradients of the data term (already scaled by D3's c * lambda); same shapes.
+        momentum_buffers: same shapes; zeros before the first step.
+        lr: learning rate; a 0-dim float32 tensor lets a captured CUDA graph follow a schedule.
+        momentum: mu, in [0, 1).
+        distance_weight: c, the weight of the distance term, >= 0.
+        norms: ``[L]`` float32, the Frobenius norm that each layer is projected to.
+        distances: ``[L]`` float32 state, or None. Positive entries are taken for ``||W - W0||`` before the step, which
+            saves the pass that measures it; others are measured. All are replaced by the distances after the step.
+        backend: ``"auto"``, or the implementation to run or raise for.
+
+    Notes:
+        A distance below 4 eps(float32) * norm has no gradient (as ``torch.norm`` at 0). A stepped weight of norm 0 stays
+        as it is; one whose norm is not finite becomes NaN. On a GPU: at most two launches for up to 64 layers, no sync,
+        and reruns are bit-identical.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: lengths, shapes, devices or scalars are wrong, or tensors overlap.
+
+    Example:
+        >>> import torch, bdfast
+        >>> w0 = torch.tensor([3.0, 4.0]); w = torch.tensor([4.0, 3.0]); v = torch.zeros(2)
+        >>> bdfast.ops.projected_sgd_step_([w], [w0], [torch.zeros(2)], [v], lr=0.1, momentum=0.9,
+        ...                                distance_weight=1.0, norms=torch.tensor([5.0]))
+        >>> w, w.norm()
+        (tensor([4.0584, 2.9205]), tensor(5.))
+    """
+    lists = {"weights": weights, "anchors": anchors, "grads": grads, "momentum_buffers": momentum_buffers}
+    _check_lists({name: list(tensors) for name, tensors in lists.items()})
+    _check_scalars(lr, momentum, distance_weight)
+    _check_state("norms", norms, weights)
+    if distances is not None:
+        _check_state("distances", distances, weights)
+    wish = requested(backend, NAME)
+    rate, rate_tensor = (0.0, lr) if isinstance(lr, Tensor) else (float(lr), None)
+    if not weights:
+        return
+    STEP.call(
+        list(weights), list(anchors), list(grads), list(momentum_buffers), rate, rate_tensor, momentum,
+        distance_weight, norms, distances, wish,
+    )  # fmt: skip
+
+
+# --- reference: the equations in plain PyTorch -----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def reference(
+    weights: list[Tensor],
+    anchors: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    lr: float,
+    lr_tensor: Tensor | None,
+    momentum: float,
+    distance_weight: float,
+    norms: Tensor,  # [L]
+    distances: Tensor | None,  # [L]
+) -> None:
+    """The update layer by layer; norms and distances in float64."""
+    rate = lr if lr_tensor is None else lr_tensor
+    for j, (w, w0, g, v) in enumerate(zip(weights, anchors, grads, momentum_buffers, strict=True)):
+        d = _distance(w, w0)
+        if distances is not None:
+            d = torch.where(distances[j] > 0, distances[j].to(d.dtype), d)
+        vanishes = d < 4.0 * torch.finfo(torch.float32).eps * norms[j].to(d.dtype)
+        pull = torch.where(vanishes, torch.zeros_like(d), distance_weight / d).to(w.dtype)
+        v.mul_(momentum).add_(g - pull * (w - w0))
+        w.sub_(rate * v)
+        length = torch.linalg.vector_norm(w, dtype=torch.float64)
+        scale = torch.where(length == 0, torch.ones_like(length), norms[j].to(length.dtype) / length)
+        scale = torch.where(torch.isfinite(length), scale, length - length)
+        w.copy_(scale * w.double())
+        if distances is not None:
+            distances[j] = _distance(w, w0)
+
+
+def _distance(w: Tensor, w0: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(w.double() - w0.double())
+
+
+# --- compiled implementations ----------------------------------------------------------------------------------------
+
+
+def _alike(*tensors: Tensor) -> bool:
+    """Whether the tensors fill their storage in one and the same order, so that kernels may walk them linearly."""
+    first = tensors[0]
+    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    return dense and all(t.stride() == first.stride() for t in tensors[1:])
+
+
+def _cpp(*arguments: Any) -> None:
+    _on_dense_tensors(_cpp_dense, *arguments)
+
+
+def _cuda(*arguments: Any) -> None:
+    _on_dense_tensors(_cuda_dense, *arguments)
+
+
+def _on_dense_tensors(
+    run: Any,
+    weights: list[Tensor],
+    anchors: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    *scalars: Any,
+) -> None:
+    """Call ``run`` with tensors of equal dense layout; copies are made, and written back, only where layouts differ."""
+    w, w0, g, v = list(weights), list(anchors), list(grads), list(momentum_buffers)
+    copied = [j for j in range(len(w)) if not _alike(w[j], w0[j], g[j], v[j])]
+    for j in copied:
+        w[j], w0[j], g[j], v[j] = (t.contiguous() for t in (w[j], w0[j], g[j], v[j]))
+    run(w, w0, g, v, *scalars)
+    for j in copied:
+        if w[j] is not weights[j]:
+            weights[j].copy_(w[j])
+        if v[j] is not momentum_buffers[j]:
+            momentum_buffers[j].copy_(v[j])
+
+
+def _addresses(tensors: list[Tensor]) -> list[int]:
+    return [t.data_ptr() for t in tensors]
+
+
+def _cpp_dense(
+    weights: list[Tensor], anchors: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], lr: float,
+    lr_tensor: Tensor | None, momentum: float, distance_weight: float, norms: Tensor, distances: Tensor | None,
+) -> None:  # fmt: skip
+    norms = norms.contiguous()
+    state = None if distances is None else distances.contiguous()
+    native().projected_sgd_step(
+        _addresses(weights), _addresses(anchors), _addresses(grads), _addresses(momentum_buffers),
+        [w.numel() for w in weights], lr if lr_tensor is None else lr_tensor.item(), momentum, distance_weight,
+        norms.data_ptr(), 0 if state is None else state.data_ptr(),
+    )  # fmt: skip
+    if distances is not None and state is not distances:
+        distances.copy_(state)
+
+
+def _cuda_dense(
+    weights: list[Tensor], anchors: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], lr: float,
+    lr_tensor: Tensor | None, momentum: float, distance_weight: float, norms: Tensor, distances: Tensor | None,
+) -> None:  # fmt: skip
+    norms = norms.contiguous()
+    state = None if distances is None else distances.contiguous()
+    numels = [w.numel() for w in weights]
+    device = weights[0].device
+    with torch.cuda.device(device):
+        # Partial sums of the blocks: scratch from torch's allocator, so that CUDA graphs can capture the call.
+        scratch = torch.empty(native().projected_sgd_step_scratch(numels), dtype=torch.float64, device=device)
+        native().projected_sgd_step_cuda(
+            _addresses(weights), _addresses(anchors), _addresses(grads), _addresses(momentum_buffers), numels,
+            lr, 0 if lr_tensor is None else lr_tensor.data_ptr(), momentum, distance_weight, norms.data_ptr(),
+            0 if state is None else state.data_ptr(), scratch.data_ptr(), torch.cuda.current_stream().cuda_stream,
+        )  # fmt: skip
+    if distances is not None and state is not distances:
+        distances.copy_(state)
+
+
+def _fake(*_: Any) -> None:
+    return None
+
+
+STEP = Op(
+    name="projected_sgd_step_",
+    public=NAME,
+    schema="(Tensor(a!)[] weights, Tensor[] anchors, Tensor[] grads, Tensor(b!)[] momentum_buffers, float lr, "
+    "Tensor? lr_tensor, float momentum, float distance_weight, Tensor norms, Tensor(c!)? distances, str backend) -> ()",
+    fake=_fake,
+    key=lambda weights, *_: weights[0],
+    implementations=(
+        Implementation("cuda", _cuda, partial(runs_cuda, dtypes=(torch.float32,))),
+        Implementation("cpp", _cpp, partial(runs_cpp, dtypes=(torch.float32,))),
+        Implementation("reference", reference, always),
+    ),
+)
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+def _check_lists(lists: dict[str, list[Tensor]]) -> None:
+    weights = lists["weights"]
+    for name, tensors in lists.items():
+        if len(tensors) != len(weights):
+            raise ValueError(
+                message(NAME, name, f"{len(weights)} tensors, one a weight", str(len(tensors)), "pass lists of one length")
+            )
+        for j, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+            _check_tensor(f"{name}[{j}]", tensor, weight)
+    if weights and weights[0].dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            message(NAME, "weights[0]", "float32", str(weights[0].dtype), "keep float32 master weights and cast after")
+        )
+    for j, weight in enumerate(weights):
+        if weight.dtype != weights[0].dtype or weight.device != weights[0].device:
+            raise ValueError(
+                message(
+                    NAME,
+                    f"weights[{j}]",
+                    f"{weights[0].dtype} on {weights[0].device} like weights[0]",
+                    f"{weight.dtype} on {weight.device}",
+                    "step the groups of one device and dtype in one call each",
+                )
+            )
+
+
+def _check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(message(NAME, name, "a tensor", type(tensor).__name__, "pass torch.Tensors"))
+    if tensor.shape != weight.shape:
+        raise ValueError(
+            message(NAME, name, f"shape {list(weight.shape)} of its weight", str(list(tensor.shape)), "pass matching lists")
+        )
+    if tensor.dtype != weight.dtype:
+        raise TypeError(message(NAME, name, f"{weight.dtype} like its weight", str(tensor.dtype), "convert it"))
+    if tensor.device != weight.device:
+        raise ValueError(message(NAME, name, f"device {weight.device}", str(tensor.device), "move it to its weight"))
+
+
+def _check_state(name: str, state: Tensor, weights: Sequence[Tensor]) -> None:
+    expected = f"a tensor [{len(weights)}]"
+    if not isinstance(state, Tensor) or state.dim() != 1 or state.shape[0] != len(weights):
+        got = str(list(state.shape)) if isinstance(state, Tensor) else type(state).__name__
+        raise ValueError(message(NAME, name, expected, got, "pass one value a weight"))
+    if not weights:
+        return
+    if state.dtype != torch.float32 and state.dtype != weights[0].dtype:
+        raise TypeError(message(NAME, name, "float32", str(state.dtype), "convert it with .float()"))
+    if state.device != weights[0].device:
+        raise ValueError(message(NAME, name, f"device {weights[0].device}", str(state.device), "move it there"))
+
+
+def _check_scalars(lr: float | Tensor, momentum: float, distance_weight: float) -> None:
+    if isinstance(lr, Tensor):
+        if lr.dim() != 0 or lr.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                message(NAME, "lr", "a float or a 0-dim float32 tensor", f"{lr.dtype} {list(lr.shape)}", "use torch.tensor(0.01)")
+            )
+    elif not 0.0 <= lr < float("inf"):
+        raise ValueError(message(NAME, "lr", "a finite number >= 0", str(lr), "correct it"))
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(message(NAME, "momentum", "a number in [0, 1)", str(momentum), "correct it"))
+    if not 0.0 <= distance_weight < float("inf"):
+        raise ValueError(message(NAME, "distance_weight", "a finite number >= 0", str(distance_weight), "correct it"))

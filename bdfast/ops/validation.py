@@ -1,0 +1,72 @@
+"""Checks of op arguments: metadata only on the GPU, so that they never sync."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bdfast.backends import debug_enabled
+from bdfast.errors import LabelRangeError, message
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+HALF_OR_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_logits(op: str, logits: Tensor, name: str = "logits") -> None:
+    """``logits`` is a floating-point ``[N, C]`` with at least one class."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(message(op, name, "a tensor [N, C]", type(logits).__name__, "pass a torch.Tensor"))
+    if logits.dtype not in FLOATING:
+        raise TypeError(
+            message(op, name, "float32, float16, bfloat16 or float64", str(logits.dtype), "convert it with .float()")
+        )
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(
+            message(op, name, "shape [N, C] with C >= 1", str(list(logits.shape)), "flatten to one row a sample")
+        )
+
+
+def check_target(op: str, target: Tensor, logits: Tensor) -> None:
+    """``target`` is an int64 ``[N]`` on the device of ``logits``; its values are checked where the op runs."""
+    if not isinstance(target, Tensor):
+        raise TypeError(message(op, "target", "a tensor [N]", type(target).__name__, "pass a torch.Tensor"))
+    if target.dtype != torch.int64:
+        raise TypeError(message(op, "target", "int64 class labels", str(target.dtype), "convert it with .long()"))
+    if target.dim() != 1 or target.shape[0] != logits.shape[0]:
+        raise ValueError(
+            message(
+                op,
+                "target",
+                f"one label a row of logits, [{logits.shape[0]}]",
+                str(list(target.shape)),
+                "pass labels for exactly these rows",
+            )
+        )
+    if target.device != logits.device:
+        raise ValueError(
+            message(op, "target", f"the device of logits, {logits.device}", str(target.device), "move it there")
+        )
+
+
+def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(message(op, name, f"one of {', '.join(choices)}", repr(value), "correct it"))
+
+
+def check_label_range(op: str, target: Tensor, classes: int) -> None:
+    """Labels lie in ``[0, classes)``: always checked on the CPU; on the GPU, where it would sync, in debug mode only."""
+    if target.numel() == 0 or not (target.is_cpu or debug_enabled()):
+        return
+    outside = (target < 0) | (target >= classes)
+    if bool(outside.any()):
+        raise_label_range(op, target, classes, int(outside.nonzero()[0]))
+
+
+def raise_label_range(op: str, target: Tensor, classes: int, index: int) -> None:
+    """Raise the error for the label at ``index``."""
+    raise LabelRangeError(
+        message(
+            op, "target", f"labels in [0, {classes})", f"{int(target[index])} at index {index}", "correct the labels"
+        )
+    )

@@ -89,17 +89,18 @@ class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         plan = Plan.make(self.distribution.get_version())
         # Not build_temp, which an editable install throws away.
-        folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
+        folder = Path("build", f"ninja-{sysconfig.get_config_var('SOABI')}")
         folder.mkdir(parents=True, exist_ok=True)
         module = folder / "_C.so"
-        (folder / "build.ninja").write_text(ninja_file(plan, folder, module))
+        script = folder / "build.ninja"
+        script.write_text(ninja_file(plan, folder, module))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        if subprocess.run([find_ninja(), "-C", str(ROOT), "-f", str(folder / "build.ninja"), *jobs]).returncode:
+        if subprocess.run([find_ninja(), "-f", str(script), *jobs]).returncode:
             raise toolchain.BuildError("setup.py: the compiler stopped with the error above (pip shows it with -v)")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(module, target)
-        (ROOT / "build" / "summary.txt").write_text(plan.summary())
+        Path("build/summary.txt").write_text(plan.summary())
         print(plan.summary(), flush=True)
 
 
@@ -121,7 +122,7 @@ class BuildExtensionWindows(build_ext):
 
 
 def ninja_file(plan: Plan, folder: Path, module: Path) -> str:
-    """The whole build as one ninja file; paths are relative to the project's folder where they lie in it."""
+    """The whole build as one ninja file, with paths relative to the project's folder."""
     python_include = sysconfig.get_path("include")
     environment = {name: shlex.split(os.environ.get(name, "")) for name in ("CXXFLAGS", "LDFLAGS")}
     host = [*plan.compiler, *toolchain.HOST_FLAGS, *plan.openmp, *environment["CXXFLAGS"], "-Icsrc/include"]
@@ -218,6 +219,7 @@ def pybind11_include() -> str:
 
 
 setup(
+    license="Apache-2.0",
     ext_modules=[Extension("bdfast._C", [str(path) for path in (BINDINGS, *CPU_SOURCES)])],
     cmdclass={"build_ext": BuildExtensionWindows if sys.platform == "win32" else BuildExtension},
 )

@@ -1,0 +1,41 @@
+"""Backdoor attacks: poison a training set, trigger a test set.
+
+>>> import torch
+>>> from bdfast import attacks
+>>> images, labels = torch.rand(100, 1, 8, 8), torch.arange(100) % 10
+>>> train = attacks.poison(images, labels, "badnets", rate=0.05, target=0, seed=0)
+>>> len(train.poison_indices)
+5
+>>> test_images, attack_labels, original_labels, eligible = train.trigger(images[:20], labels[:20])
+>>> int(eligible.sum())  # two of them are of the target class already
+18
+
+Defaults cite their source: [BB] BackdoorBench, [TB] backdoor-toolbox, AdvrBD its Table I. Triggers are regenerated from
+their formulas.
+"""
+
+from bdfast.attacks.badnets import BadNets
+from bdfast.attacks.base import Attack, Rows
+from bdfast.attacks.blended import Blended
+from bdfast.attacks.labels import Relabel
+from bdfast.attacks.lf import LF
+from bdfast.attacks.poisoned import PoisonedData, TriggeredData, poison
+from bdfast.attacks.registry import get, names
+from bdfast.attacks.sig import SIG
+from bdfast.attacks.wanet import WaNet
+
+__all__ = [
+    "LF",
+    "SIG",
+    "Attack",
+    "BadNets",
+    "Blended",
+    "PoisonedData",
+    "Relabel",
+    "Rows",
+    "TriggeredData",
+    "WaNet",
+    "get",
+    "names",
+    "poison",
+]

@@ -1,0 +1,93 @@
+"""Reads the arrays of an .npz file that a stranger may have written.
+
+``.npz`` is a zip of ``.npy`` files. Nothing is ever unpickled, and an array's header is compared with the bytes that
+are there before memory is taken: a header may claim terabytes.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from bdfast.errors import message
+
+MAX_ARRAY_BYTES = 64 << 30
+# What zipfile, zlib and NumPy raise for truncated or doctored files (an encrypted one is a RuntimeError).
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+
+
+class Archive:
+    """An open .npz file; use it in a ``with`` statement.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no .npz, or is truncated.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except FileNotFoundError:
+            raise
+        except DAMAGE as error:
+            raise ValueError(
+                message("load", str(path), "a whole .npz file", f"{error}", "download or write the file again")
+            ) from error
+        self.keys = frozenset(name.removesuffix(".npy") for name in self._zip.namelist() if name.endswith(".npy"))
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._zip.close()
+
+    def name(self, key: str) -> str:
+        """How messages call an array of this file."""
+        return f"{self.path}: {key}"
+
+    def read(self, key: str) -> NDArray[Any]:
+        """The array ``key``.
+
+        Raises:
+            ValueError: no such key, an array of Python objects (a pickle), or damaged bytes.
+        """
+        if key not in self.keys:
+            raise ValueError(
+                message("load", self.name(key), "an array of that name", f"keys {sorted(self.keys)}", "add the array")
+            )
+        try:
+            self._check_header(key)
+            with self._zip.open(f"{key}.npy") as file:
+                return np.asarray(npy.read_array(file, allow_pickle=False))
+        except DAMAGE as error:
+            self._damaged(key, error)
+
+    def _check_header(self, key: str) -> None:
+        member = self._zip.getinfo(f"{key}.npy")
+        with self._zip.open(member) as file:
+            version = npy.read_magic(file)
+            if version not in {(1, 0), (2, 0)}:
+                raise ValueError(f".npy format version {version}")
+            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError("pickled Python objects, which could run code")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size > min(member.file_size, MAX_ARRAY_BYTES):
+            raise ValueError(f"a header of {size} bytes before {member.file_size} bytes of data")
+
+    def _damaged(self, key: str, error: BaseException) -> NoReturn:
+        raise ValueError(
+            message("load", self.name(key), "a whole array of numbers or text", f"{error}", "write the file again")
+        ) from error

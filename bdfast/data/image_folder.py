@@ -1,0 +1,116 @@
+"""Reads folders of images, one sub-folder a class.
+
+Two layouts::
+
+    root/train/<class>/*.png + root/test/<class>/*.png     (``val`` serves as ``test``)
+    root/<class>/*.png                                     one set, which is split by seed
+
+Classes and files are in the order of their names, numbers in the order of their value: class "10" is label 10 when the
+folders are called 0, 1, ..., and not 2 as it would be by spelling. Images may lie deeper in a class folder; symbolic
+links to folders are not followed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import torch
+
+from bdfast.data.decode import SUFFIXES, decode_all
+from bdfast.data.splits import DataSplits, ReadOptions, Split, split_fraction
+from bdfast.errors import message
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether ``folder`` has a ``train`` folder, or a sub-folder with an image."""
+    return (folder / "train").is_dir() or any(True for child in _children(folder) for _ in _find_images(child))
+
+
+def read_image_folder(root: Path, options: ReadOptions) -> DataSplits:
+    """Read a folder of images; gray images give one channel, and three if any image has colour.
+
+    ``options.limit`` keeps the first images of every class, as evenly as the classes allow: folders list one class
+    after the other, so that the first images of all would be of one class.
+
+    Raises:
+        FileNotFoundError: ``train`` without ``test`` or ``val``.
+        ValueError: an empty class folder, classes that differ between train and test, mixed sizes, a damaged image.
+        MissingExtraError: Pillow is not installed.
+    """
+    if not (root / "train").is_dir():
+        class_names, files = _list_classes(root)
+        flat = [(path, label) for label, paths in enumerate(files) for path in paths]
+        train, test = ([flat[index] for index in part] for part in split_fraction(len(flat), options, str(root)))
+        train, test = train[: options.limit[0]], test[: options.limit[1]]
+    else:
+        test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+        if test_root is None:
+            raise FileNotFoundError(
+                message("load", str(root), "a folder `test` (or `val`) beside `train`", "none", "add the test images")
+            )
+        class_names, train_files = _list_classes(root / "train")
+        test_names, test_files = _list_classes(test_root)
+        if test_names != class_names:
+            odd = sorted(set(class_names) ^ set(test_names))
+            raise ValueError(
+                message("load", str(test_root), "the classes of `train`", f"{odd} in one only", "add or remove them")
+            )
+        train, test = _take(train_files, options.limit[0]), _take(test_files, options.limit[1])
+    return DataSplits(_decode(train, options), _decode(test, options), class_names)
+
+
+def _list_classes(folder: Path) -> tuple[tuple[str, ...], list[list[Path]]]:
+    """Class names and the image files of each."""
+    children = _children(folder)
+    files = [_images(child) for child in children]
+    if not children or not all(files):
+        empty = str(folder) if not children else str(children[[len(paths) for paths in files].index(0)])
+        raise ValueError(
+            message(
+                "load",
+                empty,
+                f"images ({', '.join(SUFFIXES)})" if children else "a folder a class",
+                "an empty class folder" if children else "no folders",
+                "add images or remove the folder",
+            )
+        )
+    return tuple(child.name for child in children), files
+
+
+def _take(files: Sequence[Sequence[Path]], limit: int | None) -> list[tuple[Path, int]]:
+    """(path, label) of ``limit`` images, dealt out one a class in turn, then put back in class order."""
+    labelled = [[(path, label) for path in paths] for label, paths in enumerate(files)]
+    in_turn = [item for item in chain.from_iterable(zip_longest(*labelled)) if item is not None]
+    return sorted(in_turn[:limit], key=lambda item: item[1])  # stable: files keep their order in a class
+
+
+def _decode(items: Sequence[tuple[Path, int]], options: ReadOptions) -> Split:
+    images = decode_all(
+        len(items), lambda index: items[index][0].open("rb"), lambda index: str(items[index][0]), options.image_size
+    )
+    return images, torch.tensor([label for _, label in items], dtype=torch.int64)
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=_by_name)
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(_find_images(folder), key=_by_name)
+
+
+def _find_images(folder: Path) -> Iterator[Path]:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            if path.suffix.lower() in SUFFIXES and name[0] != ".":
+                yield path
+
+
+def _by_name(path: Path) -> tuple[bool, int, str]:
+    """Numbers first, by value; then names, by spelling."""
+    number = path.stem.isascii() and path.stem.isdigit()
+    return not number, int(path.stem) if number else 0, str(path)

@@ -1,0 +1,361 @@
+"""Weights on disk, read without running anything that the file says.
+
+A ``.pt`` file is a pickle, and a pickle is a program. Nothing here unpickles one: torch's restricted reader
+(``weights_only=True``) accepts tensors and plain containers and refuses the rest, safetensors holds no code at all,
+and there is no way around either. Sizes are checked before the weights are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from bdfast.errors import message, optional_import
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict")  # where training scripts put the weights among other things
+_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_ORDER = "bdfast.order"  # safetensors sorts its tensors; readers that match weights by position need their order
+_ZIP_MAGIC = b"PK\x03\x04"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file held: the weights on the CPU, in the file's order, and whatever else it said."""
+
+    state: dict[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def load_state(
+    path: str | os.PathLike[str], *, max_bytes: int = 8 * 2**30, allow_nonfinite: bool = False
+) -> Checkpoint:
+    """Read weights from ``.safetensors``, or else from a file of ``torch.save`` (zip or legacy).
+
+    A torch file holds a state dict, or a dict with one under ``model`` (the form of BackdoorBench, beside
+    ``model_name`` and ``num_classes``), ``state_dict`` or ``model_state_dict``; the other entries become the metadata.
+    The prefixes of DataParallel (``module.``) and torch.compile (``_orig_mod.``) are taken off where every name has
+    them.
+
+    Args:
+        path: the file.
+        max_bytes: the most that the file, and the tensors that it declares, may take.
+        allow_nonfinite: accept NaN and infinite weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is too large, damaged, a TorchScript archive, refers to code, or holds something else than
+            dense tensors by name; or a weight is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(f"{folder}/net.pt", {"linear.weight": torch.eye(2)}, {"num_classes": 2})
+        ...     checkpoint = load_state(f"{folder}/net.pt")
+        >>> checkpoint.metadata, list(checkpoint.state)
+        ({'num_classes': 2}, ['linear.weight'])
+    """
+    path = Path(path)
+    _check_file(path, max_bytes)
+    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, max_bytes)
+    state = _without_prefixes(state)
+    if not allow_nonfinite:
+        _check_finite(path, state)
+    return Checkpoint(state, metadata)
+
+
+def save_state(
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write weights as safetensors where the suffix says so, else as ``torch.save({"model": state, **metadata})``.
+
+    The file appears whole or not at all. Tensors that share memory are written one by one, views without what
+    surrounds them.
+
+    Args:
+        path: in a folder that exists.
+        state: tensors by name, on any device.
+        metadata: anything that JSON holds (tuples become lists).
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        TypeError: ``state`` holds something else than dense tensors by name, or JSON cannot hold the metadata.
+        ValueError: the metadata takes a reserved name.
+    """
+    path = Path(path)
+    tensors = _independent(state)
+    plain = _plain_metadata(metadata or {})
+    with atomic_write(path, "wb") as file:
+        if path.suffix == ".safetensors":
+            safetensors = optional_import("safetensors.torch", extra="cli", purpose="to write .safetensors files")
+            header = {key: json.dumps(value) for key, value in {**plain, _ORDER: list(tensors)}.items()}
+            file.write(safetensors.save(tensors, header))
+        else:
+            torch.save({"model": tensors, **plain}, file)
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str = "load_into") -> None:
+    """Copy ``state`` into ``model`` if every name and shape agrees, else change nothing and say what does not.
+
+    Weights are never renamed by position: two layers of one shape could trade places unnoticed.
+
+    Args:
+        model: on any device; values are converted to its dtypes.
+        state: tensors by name.
+        where: what the message speaks of, such as the file of the weights.
+
+    Raises:
+        ValueError: names are missing or unexpected, shapes differ, or floats meet integers.
+
+    Example:
+        >>> load_into(nn.Linear(2, 1), {"weight": torch.zeros(1, 2)})
+        Traceback (most recent call last):
+        ValueError: load_into: `state` expected the 2 tensors of Linear, got 1 missing (bias); ...
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    mismatched = [
+        f"{key}: {_describe(state[key])} for {_describe(own[key])}"
+        for key in own
+        if key in state and not _fits(state[key], own[key])
+    ]
+    groups = (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+    faults = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in groups if keys]
+    if not faults:
+        model.load_state_dict(dict(state), strict=True)
+        return
+    remedy = "build the architecture, number of classes and channels that the weights were trained with"
+    if not mismatched and len(own) == len(state) and all(map(_fits, state.values(), own.values())):
+        remedy = (
+            "only names differ, the shapes agree position by position: if the order is right, pass "
+            "dict(zip(model.state_dict(), state.values()))"
+        )
+    expected = f"the {len(own)} tensors of {type(model).__name__}"
+    raise ValueError(message(where, "state", expected, ", ".join(faults), remedy))
+
+
+@overload
+def atomic_write(
+    path: str | os.PathLike[str], mode: Literal["w"] = ..., *, newline: str | None = ...
+) -> AbstractContextManager[IO[str]]: ...
+
+
+@overload
+def atomic_write(path: str | os.PathLike[str], mode: Literal["wb"]) -> AbstractContextManager[IO[bytes]]: ...
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, newline: str | None = None) -> Iterator[IO[Any]]:
+    """Open a file that takes the place of ``path`` when the block ends, and leaves no trace if it raises.
+
+    Args:
+        path: in a folder that exists; a file there is replaced.
+        mode: ``"w"`` for text in UTF-8, ``"wb"`` for bytes.
+        newline: of text, as in :func:`open` (``""`` for the csv module).
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: another mode.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_write(f"{folder}/result.json") as file:
+        ...         json.dump({"accuracy": 0.93}, file)
+        ...     Path(folder, "result.json").read_text()
+        '{"accuracy": 0.93}'
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(message("atomic_write", "mode", '"w" or "wb"', f"{mode!r}", "write whole files"))
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(message("atomic_write", str(path), "a folder that exists", "none", "make it first"))
+    beside = path.with_name(f".{path.name[:64]}.{secrets.token_hex(8)}.tmp")
+    text: dict[str, Any] = {} if mode == "wb" else {"encoding": "utf-8", "newline": newline}
+    try:
+        with open(beside, mode.replace("w", "x"), **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _check_file(path: Path, max_bytes: int) -> None:
+    if not path.exists():
+        raise FileNotFoundError(message("load_state", str(path), "a file of weights", "nothing", "check the path"))
+    if not path.is_file():
+        raise ValueError(message("load_state", str(path), "a file of weights", "no regular file", "check the path"))
+    size = path.stat().st_size
+    if size == 0:
+        raise _refused(path, "an empty file", "fetch or save it again")
+    _check_size(path, size, max_bytes)
+
+
+def _check_size(path: Path, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ValueError(
+            message(
+                "load_state", str(path), f"at most {max_bytes} bytes", str(size), "raise `max_bytes` if you trust it"
+            )
+        )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    safetensors = optional_import("safetensors", extra="cli", purpose="to read .safetensors files")
+    try:  # the reader checks that the header's offsets tile the file before anything is allocated
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            metadata = {key: _from_json(text) for key, text in (file.metadata() or {}).items()}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise _refused(path, f"a damaged safetensors file ({_line(error)})", "fetch or save it again") from error
+    order = metadata.pop(_ORDER, None)
+    if isinstance(order, list) and sorted(map(str, order)) == sorted(state):
+        state = {key: state[key] for key in order}
+    return state, metadata
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # other programs write plain words, such as format: pt
+        return text
+
+
+def _read_torch(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with path.open("rb") as file:
+        magic = file.read(len(_ZIP_MAGIC))
+        if magic == _ZIP_MAGIC:
+            _check_zip(path, file, max_bytes)
+        # Shapes first, without memory: a few bytes can declare a tensor of any size.
+        state, _ = _unwrap(path, _restricted_load(path, file, "meta"))
+        _check_size(path, sum(max(t.nbytes, t.untyped_storage().nbytes()) for t in state.values()), max_bytes)
+        state, metadata = _unwrap(path, _restricted_load(path, file, "cpu"))
+    if hollow := [key for key, value in state.items() if value.device.type != "cpu"]:
+        raise _refused(path, f"a tensor without values under `{hollow[0]}`", "save the model after loading its weights")
+    return state, metadata
+
+
+def _check_zip(path: Path, file: IO[bytes], max_bytes: int) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except Exception as error:
+        raise _refused(path, f"a damaged zip archive ({_line(error)})", "fetch or save it again") from error
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise _refused(path, "a TorchScript archive, which holds a program", "save model.state_dict() instead")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _refused(path, "a compressed zip archive, which torch.save never writes", "save it with torch.save")
+    _check_size(path, sum(entry.file_size for entry in entries), max_bytes)
+
+
+def _restricted_load(path: Path, file: IO[bytes], device: str) -> Any:
+    file.seek(0)
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way; torch's own advice, to run its code, is left out
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            got = f"a pickle that refers to `{code[1]}`, which may run code"
+            raise _refused(path, got, "save model.state_dict() and plain numbers and strings instead") from None
+        raise _refused(path, f"a file that torch cannot read ({_line(error)})", "fetch or save it again") from error
+
+
+def _unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the rest of what a torch file held."""
+    if not isinstance(content, Mapping):
+        raise _refused(path, f"a {type(content).__name__}", "save a state dict")
+    wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    state = content if wrapper is None else content[wrapper]
+    metadata = {} if wrapper is None else {str(key): value for key, value in content.items() if key != wrapper}
+    for key, value in state.items():
+        if fault := _not_dense(key, value):
+            raise _refused(path, fault, "save a state dict")
+    return {key: value.detach() for key, value in state.items()}, metadata
+
+
+def _not_dense(key: Any, value: Any) -> str | None:
+    """What keeps ``value`` from being a dense tensor with a name, in words."""
+    if not isinstance(key, str):
+        return f"the key {key!r}"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__} under `{key}`"
+    if value.layout != torch.strided or value.is_quantized:
+        return f"a sparse or quantized tensor under `{key}`"
+    return None
+
+
+def _refused(path: Path, got: str, remedy: str) -> ValueError:
+    return ValueError(message("load_state", str(path), "weights (dense tensors by name)", got, remedy))
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
+        state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state
+
+
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    for key, value in state.items():
+        numbers = value.float() if value.itemsize == 1 else value  # torch.isfinite does not know 8-bit floats
+        bad = int(value.numel() - torch.isfinite(numbers).sum())
+        if bad:
+            got = f"{bad} NaN or infinite of {value.numel()} numbers in `{key}`"
+            remedy = "train it again, or pass allow_nonfinite=True to look into it"
+            raise ValueError(message("load_state", str(path), "finite weights", got, remedy))
+
+
+def _independent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, each alone in its memory."""
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if fault := _not_dense(key, value):
+            raise TypeError(message("save_state", "state", "dense tensors by name", fault, "pass a state dict"))
+        tensor = value.detach().cpu()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes or not tensor.is_contiguous():
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(tensor.untyped_storage().data_ptr())
+        tensors[key] = tensor
+    return tensors
+
+
+def _plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Through JSON and back: what is written can be read without unpickling, from both kinds of files alike."""
+    if taken := sorted({*_WRAPPERS, _ORDER} & set(metadata)):
+        remedy = "rename it: the weights go there"
+        raise ValueError(message("save_state", "metadata", "names that are free", repr(taken[0]), remedy))
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(metadata)))
+    except (TypeError, ValueError) as error:
+        remedy = "convert arrays with .tolist() and numpy numbers with .item()"
+        raise TypeError(message("save_state", "metadata", "what JSON can hold", _line(error), remedy)) from error
+    return plain
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _first(keys: list[str], count: int = 4) -> str:
+    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")

@@ -20,20 +20,63 @@ namespace {
 
 constexpr int64_t kRowsPerChunk = 64;
 
-struct RowStats {
-  float max;
-  float sum;
-};
+// Rows of up to this many classes are computed 16 rows at a time, one a vector lane: a row of 10 would leave most of a
+// vector, and all of a loop's start and end, to waste.
+constexpr int64_t kNarrow = 32;
+constexpr int64_t kLanes = 16;
 
 template <class T>
-RowStats row_stats(const T* row, int64_t classes) {
+void wide_row_stats(const T* row, int64_t classes, float* stats) {
   float max = -INFINITY;
 #pragma omp simd reduction(max : max)
   for (int64_t j = 0; j < classes; ++j) max = std::max(max, to_float(row[j]));
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < classes; ++j) sum += exp_nonpositive(to_float(row[j]) - max);
-  return {max, sum};
+  stats[0] = max;
+  stats[1] = sum;
+}
+
+template <class T>
+void narrow_row_stats(const T* rows, int64_t stride, int64_t classes, float* stats) {
+  float max[kLanes], sum[kLanes];
+  for (int64_t lane = 0; lane < kLanes; ++lane) max[lane] = -INFINITY;
+  for (int64_t lane = 0; lane < kLanes; ++lane) sum[lane] = 0.0f;
+  for (int64_t j = 0; j < classes; ++j) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) max[lane] = std::max(max[lane], to_float(rows[lane * stride + j]));
+  }
+  for (int64_t j = 0; j < classes; ++j) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      sum[lane] += exp_nonpositive(to_float(rows[lane * stride + j]) - max[lane]);
+  }
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    stats[2 * lane] = max[lane];
+    stats[2 * lane + 1] = sum[lane];
+  }
+}
+
+// (maximum, sum of exponentials) of rows [begin, end).
+template <class T>
+void row_stats(const HingeCrossEntropyArgs& a, int64_t begin, int64_t end, float* stats) {
+  const T* logits = static_cast<const T*>(a.logits);
+  int64_t i = begin;
+  if (a.classes <= kNarrow) {
+    for (; i + kLanes <= end; i += kLanes)
+      narrow_row_stats(logits + i * a.row_stride, a.row_stride, a.classes, stats + 2 * i);
+  }
+  for (; i < end; ++i) wide_row_stats(logits + i * a.row_stride, a.classes, stats + 2 * i);
+}
+
+// CE of rows [begin, end) from their statistics.
+template <class T>
+void row_cross_entropy(const HingeCrossEntropyArgs& a, int64_t begin, int64_t end, const float* stats, float* ce) {
+  const T* logits = static_cast<const T*>(a.logits);
+#pragma omp simd
+  for (int64_t i = begin; i < end; ++i)
+    ce[i - begin] =
+        (stats[2 * i] - to_float(logits[i * a.row_stride + a.target[i]])) + log_positive(stats[2 * i + 1]);
 }
 
 // The hinge is inactive only where CE <= margin is true: a NaN loss is not masked.
@@ -43,7 +86,6 @@ inline float hinge(float cross_entropy, float margin) {
 
 template <class T>
 int64_t forward(const HingeCrossEntropyArgs& a, Reduction reduction, float* loss, float* stats) {
-  const T* logits = static_cast<const T*>(a.logits);
   for (int64_t i = 0; i < a.rows; ++i) {
     if (a.target[i] < 0 || a.target[i] >= a.classes) return i;
   }
@@ -51,15 +93,14 @@ int64_t forward(const HingeCrossEntropyArgs& a, Reduction reduction, float* loss
   std::vector<double> partial(static_cast<size_t>(chunks));
   const bool hinge_rows = !a.batch_hinge;
   parallel_chunks(chunks, a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
-    const int64_t end = std::min(a.rows, (chunk + 1) * kRowsPerChunk);
+    const int64_t begin = chunk * kRowsPerChunk;
+    const int64_t end = std::min(a.rows, begin + kRowsPerChunk);
+    float ce[kRowsPerChunk];
+    row_stats<T>(a, begin, end, stats);
+    row_cross_entropy<T>(a, begin, end, stats, ce);
     double total = 0.0;
-    for (int64_t i = chunk * kRowsPerChunk; i < end; ++i) {
-      const T* row = logits + i * a.row_stride;
-      const RowStats s = row_stats(row, a.classes);
-      stats[2 * i] = s.max;
-      stats[2 * i + 1] = s.sum;
-      const float cross_entropy = (s.max - to_float(row[a.target[i]])) + std::log(s.sum);
-      const float value = hinge_rows ? hinge(cross_entropy, a.margin) : cross_entropy;
+    for (int64_t i = begin; i < end; ++i) {
+      const float value = hinge_rows ? hinge(ce[i - begin], a.margin) : ce[i - begin];
       if (reduction == Reduction::none) loss[i] = value;
       total += value;
     }
@@ -75,35 +116,73 @@ int64_t forward(const HingeCrossEntropyArgs& a, Reduction reduction, float* loss
 }
 
 template <class T>
-void backward_row(const T* row, int64_t classes, int64_t target, RowStats s, float scale, T* grad) {
-  const float scale_over_sum = scale / s.sum;
+void wide_backward_row(const T* row, int64_t classes, float max, float scale_over_sum, T* grad) {
 #pragma omp simd
-  for (int64_t j = 0; j < classes; ++j) store(grad + j, scale_over_sum * exp_nonpositive(to_float(row[j]) - s.max));
-  store(grad + target, scale_over_sum * exp_nonpositive(to_float(row[target]) - s.max) - scale);
+  for (int64_t j = 0; j < classes; ++j) store(grad + j, scale_over_sum * exp_nonpositive(to_float(row[j]) - max));
+}
+
+template <class T>
+void narrow_backward_rows(const T* rows, int64_t stride, int64_t classes, const float* stats, const float* scale,
+                          T* grad) {
+  float max[kLanes], scale_over_sum[kLanes];
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    max[lane] = stats[2 * lane];
+    scale_over_sum[lane] = scale[lane] / stats[2 * lane + 1];
+  }
+  for (int64_t j = 0; j < classes; ++j) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      store(grad + lane * classes + j,
+            scale_over_sum[lane] * exp_nonpositive(to_float(rows[lane * stride + j]) - max[lane]));
+  }
+}
+
+// Gradient rows [begin, end), at most kRowsPerChunk.
+template <class T>
+void backward_rows(const HingeCrossEntropyArgs& a, int64_t begin, int64_t end, const float* stats, const float* scale,
+                   const bool* active, T* grad) {
+  const T* logits = static_cast<const T*>(a.logits);
+  int64_t i = begin;
+  if (a.classes <= kNarrow) {
+    for (; i + kLanes <= end; i += kLanes)
+      narrow_backward_rows(logits + i * a.row_stride, a.row_stride, a.classes, stats + 2 * i, scale + (i - begin),
+                           grad + i * a.classes);
+  }
+  for (; i < end; ++i) {
+    if (active[i - begin])
+      wide_backward_row(logits + i * a.row_stride, a.classes, stats[2 * i], scale[i - begin] / stats[2 * i + 1],
+                        grad + i * a.classes);
+  }
+  for (i = begin; i < end; ++i) {
+    T* row = grad + i * a.classes;
+    if (!active[i - begin]) {
+      std::fill(row, row + a.classes, T{});
+      continue;
+    }
+    // The label's entry is rounded once, from float32: (p_y - 1) * scale.
+    const float z = to_float(logits[i * a.row_stride + a.target[i]]);
+    const float p = exp_nonpositive(z - stats[2 * i]) / stats[2 * i + 1];
+    store(row + a.target[i], scale[i - begin] * (p - 1.0f));
+  }
 }
 
 template <class T>
 void backward(const HingeCrossEntropyArgs& a, Reduction reduction, const float* grad_loss, const float* loss,
               const float* stats, void* grad_logits) {
-  const T* logits = static_cast<const T*>(a.logits);
-  T* grad = static_cast<T*>(grad_logits);
   const int64_t chunks = (a.rows + kRowsPerChunk - 1) / kRowsPerChunk;
   const float shared = reduction == Reduction::mean ? grad_loss[0] / static_cast<float>(a.rows) : grad_loss[0];
   const bool batch_active = a.batch_hinge && !(*loss <= 0.0f);
   parallel_chunks(chunks, 2 * a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
-    const int64_t end = std::min(a.rows, (chunk + 1) * kRowsPerChunk);
-    for (int64_t i = chunk * kRowsPerChunk; i < end; ++i) {
-      const T* row = logits + i * a.row_stride;
-      const RowStats s{stats[2 * i], stats[2 * i + 1]};
-      const float cross_entropy = (s.max - to_float(row[a.target[i]])) + std::log(s.sum);
-      const bool active = a.batch_hinge ? batch_active : !(cross_entropy <= a.margin);
-      T* out = grad + i * a.classes;
-      if (!active) {
-        std::fill(out, out + a.classes, T{});
-        continue;
-      }
-      backward_row(row, a.classes, a.target[i], s, reduction == Reduction::none ? grad_loss[i] : shared, out);
+    const int64_t begin = chunk * kRowsPerChunk;
+    const int64_t end = std::min(a.rows, begin + kRowsPerChunk);
+    float ce[kRowsPerChunk], scale[kRowsPerChunk];
+    bool active[kRowsPerChunk];
+    row_cross_entropy<T>(a, begin, end, stats, ce);
+    for (int64_t i = begin; i < end; ++i) {
+      active[i - begin] = a.batch_hinge ? batch_active : !(ce[i - begin] <= a.margin);
+      scale[i - begin] = reduction == Reduction::none ? grad_loss[i] : shared;
     }
+    backward_rows(a, begin, end, stats, scale, active, static_cast<T*>(grad_logits));
   });
 }
 

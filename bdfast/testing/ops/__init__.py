@@ -1,0 +1,1 @@
+"""One module an op, each with its ``SUITE``."""

@@ -1,0 +1,27 @@
+"""Allowed error against the float64 reference, by dtype of the inputs.
+
+``float32``: a row of 1,000 exponentials summed in vector lanes stays within 1e-6 relative; gradients of probabilities are
+absolute errors of one rounding. ``float16`` and ``bfloat16``: one rounding of the result (2^-11, 2^-8) where an output
+has that dtype; outputs kept in float32 are held to the float32 row. ``float64`` is the reference against itself.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tolerance(NamedTuple):
+    """``|got - expected| <= absolute + relative * |expected|``."""
+
+    relative: float
+    absolute: float
+
+
+TOLERANCES: dict[torch.dtype, Tolerance] = {
+    torch.float64: Tolerance(1e-12, 1e-12),
+    torch.float32: Tolerance(2e-6, 1e-6),
+    torch.float16: Tolerance(2.0**-10, 1e-6),
+    torch.bfloat16: Tolerance(2.0**-7, 1e-6),
+}

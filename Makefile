@@ -56,9 +56,10 @@ sdist: env
 	$(PY) -m build --no-isolation --sdist
 
 # Made from the sdist, which is so known to be complete. Wheels carry the CUDA kernels whether or not this machine has a
-# GPU; BDFAST_CUDA=0 leaves them out.
+# GPU; WHEEL_SWITCHES=BDFAST_CUDA=0 leaves them out.
+WHEEL_SWITCHES ?= BDFAST_CUDA=1
 wheel: sdist
-	BDFAST_CUDA=$(or $(BDFAST_CUDA),1) $(PY) -m pip wheel --no-build-isolation --no-deps -w dist dist/bdfast-*.tar.gz
+	$(WHEEL_SWITCHES) $(PY) -m pip wheel --no-build-isolation --no-deps -w dist dist/bdfast-*.tar.gz
 
 # Prints the interpreter in use.
 python:

@@ -1,6 +1,7 @@
 """Builds ``bdfast._C``, the one compiled module: C++ for the CPU, and CUDA where there is a toolkit and a GPU.
 
-No file includes a torch header: torch is not needed to build, and one build works with every torch that bdfast supports.
+No file includes a torch header: torch is not needed to build, and one build works with every torch that bdfast
+supports.
 
 Environment switches
 
@@ -109,8 +110,14 @@ class BuildExtensionWindows(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         version = self.distribution.get_version()
-        info = {"compiler": "MSVC", "cpu": ["baseline"], "openmp": True, "nvcc": None, "cuda_architectures": []}
-        info["cuda_left_out"] = "Windows builds have the cpp backend only; use WSL for CUDA"
+        info = {
+            "compiler": "MSVC",
+            "cpu": ["baseline"],
+            "openmp": True,
+            "nvcc": None,
+            "cuda_architectures": [],
+            "cuda_left_out": "Windows builds have the cpp backend only; use WSL for CUDA",
+        }
         ext.define_macros = [
             ("BDFAST_ISA", "baseline"),
             ("BDFAST_VERSION", c_string(version)),
@@ -162,8 +169,8 @@ def ninja_file(plan: Plan, folder: Path, module: Path) -> str:
 
 
 def nvcc_command(plan: Plan, cuda: toolchain.Cuda) -> list[str]:
-    """nvcc with the host compiler of the C++ files, unless nvcc's own switch names another."""
-    host = [] if os.environ.get("NVCC_CCBIN") else ["-ccbin", plan.compiler[0]]
+    """nvcc; its host compiler is that of the C++ files if CXX is one word, and its own switch comes first."""
+    host = [] if os.environ.get("NVCC_CCBIN") or len(plan.compiler) > 1 else ["-ccbin", plan.compiler[0]]
     flags = [*host, *toolchain.NVCC_FLAGS, *toolchain.gencode_flags(cuda.architectures), "-Icsrc/include"]
     return [cuda.nvcc, *flags, "-MMD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
 
@@ -203,7 +210,9 @@ def find_ninja() -> str:
         import ninja
 
         return os.path.join(ninja.BIN_DIR, "ninja")
-    raise toolchain.BuildError("setup.py: `ninja` expected on PATH or as a package, got neither; run: pip install ninja")
+    raise toolchain.BuildError(
+        "setup.py: `ninja` expected on PATH or as a package, got neither; run: pip install ninja"
+    )
 
 
 def pybind11_include() -> str:

@@ -123,10 +123,12 @@ def findings(usages: list[Usage], names: dict[str, str], allowed: dict[str, tupl
         if usage.stack > stack or usage.spill > spill:
             found.append(
                 f"{kernel} ({usage.arch}): at most {stack} bytes of stack and {spill} of spills expected, "
-                f"got {usage.stack} and {usage.spill}; use fewer live values, or add a line with a reason to {ALLOWED.name}"
+                f"got {usage.stack} and {usage.spill}; use fewer live values, or give the reason in {ALLOWED.name}"
             )
     unused = sorted(set(allowed) - needed)
-    return found + [f"{ALLOWED.name}: {kernel} needs no stack and no spills any more; remove its line" for kernel in unused]
+    return found + [
+        f"{ALLOWED.name}: {kernel} needs no stack and no spills any more; remove its line" for kernel in unused
+    ]
 
 
 def table(usages: list[Usage], names: dict[str, str]) -> str:

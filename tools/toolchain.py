@@ -1,4 +1,4 @@
-"""What the compilers of this machine can build: host flags, OpenMP, x86 variants, the CUDA toolkit and its architectures.
+"""What the compilers of this machine can build: host flags, OpenMP, x86 variants, CUDA and its architectures.
 
 Used by ``setup.py`` and by the maintenance scripts beside this file; standard library only, since a build has neither
 torch nor bdfast to import.
@@ -51,7 +51,8 @@ def host_compiler(environ: Mapping[str, str] = os.environ) -> list[str]:
         if found := shutil.which(name, path=environ.get("PATH")):
             return [found]
     raise BuildError(
-        "setup.py: `CXX` expected a C++17 compiler, got none on PATH; install g++ (Debian: apt-get install g++) or set CXX"
+        "setup.py: `CXX` expected a C++17 compiler, got none on PATH; "
+        "install g++ (Debian: apt-get install g++) or set CXX"
     )
 
 
@@ -211,7 +212,9 @@ def find_cuda(environ: Mapping[str, str] = os.environ) -> tuple[Cuda | None, str
     nvcc = find_nvcc(environ)
     library_folder = static_runtime_folder(nvcc) if nvcc else None
     if nvcc is None or library_folder is None:
-        missing = f"{nvcc} without libcudart_static.a" if nvcc else "no nvcc in CUDA_HOME, CUDA_PATH, /usr/local or PATH"
+        missing = (
+            f"{nvcc} without libcudart_static.a" if nvcc else "no nvcc in CUDA_HOME, CUDA_PATH, /usr/local or PATH"
+        )
         remedy = "install the CUDA toolkit (12.0 or newer), set CUDA_HOME to its folder and install again"
         if switch == "1":
             raise BuildError(

@@ -224,7 +224,7 @@ def pybind11_include() -> str:
         )
     import pybind11
 
-    return pybind11.get_include()
+    return str(pybind11.get_include())
 
 
 setup(

@@ -185,7 +185,7 @@ def static_runtime_folder(nvcc: str) -> str | None:
         plan = subprocess.run(command, capture_output=True, text=True).stderr
     libraries = next((line for line in plan.splitlines() if line.startswith("#$ LIBRARIES=")), "")
     # Quoted or bare; a distribution's own package prints none and puts the library in the linker's default folder.
-    folders = re.findall(r'"-L([^"]+)"|-L(\S+)', libraries)
+    folders: list[tuple[str, str]] = re.findall(r'"-L([^"]+)"|-L(\S+)', libraries)
     defaults = glob.glob("/usr/lib/*-linux-gnu")
     for candidate in [*(quoted or bare for quoted, bare in folders), *defaults, "/usr/lib64", "/usr/lib"]:
         if os.path.exists(os.path.join(candidate, "libcudart_static.a")):

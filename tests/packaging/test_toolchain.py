@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,14 +36,14 @@ def toolkit(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_system_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hides the toolkits in this machine's system folders."""
-    which = toolchain.shutil.which
+    which = shutil.which
 
     def elsewhere(name: str, path: str | None = None) -> str | None:
         return (
             None if path is not None and path.startswith(("/usr/local/cuda", "/opt/cuda")) else which(name, path=path)
         )
 
-    monkeypatch.setattr(toolchain.shutil, "which", elsewhere)
+    monkeypatch.setattr(shutil, "which", elsewhere)
 
 
 def test_nvcc_of_cuda_home_comes_before_cuda_path_and_path(toolkit: Path, tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_required_cuda_without_nvcc_is_an_error_in_three_parts(tmp_path: Path) -
 
 def test_a_toolkit_without_the_static_runtime_is_named(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (toolkit / "lib" / "libcudart_static.a").unlink()
-    monkeypatch.setattr(toolchain.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(glob, "glob", lambda pattern: [])
     if toolchain.static_runtime_folder(str(toolkit / "bin" / "nvcc")) is not None:
         pytest.skip("this machine has libcudart_static.a in the linker's default folder")
     with pytest.raises(toolchain.BuildError, match=r"got .*/bin/nvcc without libcudart_static\.a"):

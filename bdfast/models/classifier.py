@@ -71,6 +71,5 @@ def _units(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def _is_transparent(module: nn.Module) -> bool:
     if isinstance(module, _TRANSPARENT):
         return True
-    # An activation or dropout of someone else's making: a leaf outside torch.nn without any weight.
-    is_torch = type(module).__module__.startswith("torch.nn")
-    return not is_torch and next(module.parameters(), None) is None and next(module.buffers(), None) is None
+    # An activation or dropout of someone else's making: outside torch.nn, and nothing in it to train.
+    return not type(module).__module__.startswith("torch.nn") and next(module.parameters(), None) is None

@@ -49,6 +49,7 @@ class Normalize(nn.Module):
             raise ValueError(message("Normalize", "std", "as many numbers as `mean`", got, "pass one per channel"))
         if min(stds) <= 0:
             raise ValueError(message("Normalize", "std", "numbers above 0", f"{std}", "pass standard deviations"))
+        self.statistics = (means, stds)  # as given, for repr(): reading buffers would wait for the device
         self.register_buffer("mean", torch.tensor(means).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(stds).reshape(-1, 1, 1), persistent=False)
 
@@ -56,7 +57,7 @@ class Normalize(nn.Module):
         return _normalize(images, self.mean, self.std)
 
     def extra_repr(self) -> str:
-        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+        return f"mean={self.statistics[0]}, std={self.statistics[1]}"
 
 
 class Normalized(nn.Module):

@@ -240,7 +240,7 @@ def evaluate(
     Args:
         model: images [B, C, H, W] in [0, 1] to logits [B, K], or to an output with ``.logits``.
         clean: ``(images, labels)``, images uint8 or float in [0, 1].
-        triggered: what ``PoisonedData.trigger`` returns: ``(images, attack_labels, original_labels, eligible)``. Without
+        triggered: ``(images, attack_labels, original_labels, eligible)``, as ``PoisonedData.trigger`` returns. Without
             ``eligible``, rows count whose true class is not the attack label.
         batch_size: images a forward pass.
         device: where to run. None: the model's.
@@ -261,14 +261,14 @@ def evaluate(
         >>> metrics.n_clean, metrics.n_triggered, metrics.n_eligible
         (40, 40, 30)
     """
-    if not isinstance(clean, tuple) or len(clean) != 2:
+    if not isinstance(clean, (tuple, list)) or len(clean) != 2:
         expected, remedy = "a tuple (images, labels)", "pass two tensors"
         raise TypeError(message("evaluate", "clean", expected, _describe(clean), remedy))
-    if not isinstance(triggered, tuple) or len(triggered) not in (3, 4):
-        expected = "a tuple (images, attack_labels, original_labels[, eligible])"
-        raise TypeError(
-            message("evaluate", "triggered", expected, _describe(triggered), "pass PoisonedData.trigger(...)")
-        )
+    if not isinstance(triggered, (tuple, list)) or len(triggered) not in (3, 4):
+        expected, remedy = "a tuple (images, attack_labels, original_labels[, eligible])", "pass poisoned.trigger(...)"
+        raise TypeError(message("evaluate", "triggered", expected, _describe(triggered), remedy))
+    for images in (clean[0], triggered[0]):
+        _check_predict("evaluate", model, images, batch_size, normalize)
     true = _labels("evaluate", "clean[1]", clean[1], clean[0]).cpu()
     wanted, original = (_labels("evaluate", f"triggered[{i}]", triggered[i], triggered[0]).cpu() for i in (1, 2))
     eligible = original != wanted
@@ -278,8 +278,9 @@ def evaluate(
     on_clean = predict(model, clean[0], batch_size=batch_size, device=device, normalize=normalize)
     on_triggered = predict(model, triggered[0], batch_size=batch_size, device=device, normalize=normalize)
     everything = torch.ones_like(eligible)
-    targets = wanted.unique()
-    counted = true != targets if len(targets) == 1 else torch.ones_like(true, dtype=torch.bool)
+    counted = torch.ones_like(true, dtype=torch.bool)
+    if len(wanted) > 0 and bool((wanted == wanted[0]).all()):
+        counted = true != wanted[0]
     return Metrics(
         acc=_rate("evaluate (acc)", on_clean.classes == true, torch.ones_like(counted)),
         asr=_rate("evaluate (asr)", on_triggered.classes == wanted, eligible),
@@ -324,7 +325,7 @@ def predict(
         >>> predict(model, torch.rand(3, 1, 2, 2))
         Predictions(classes=tensor([0, 0, 0]), finite=tensor([True, True, True]))
     """
-    _check_predict(model, images, batch_size, normalize)
+    _check_predict("predict", model, images, batch_size, normalize)
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device=images.device))
     device = torch.device(weight.device if device is None else device)
     scale = None
@@ -346,22 +347,26 @@ def predict(
 
 
 def _check_predict(
-    model: nn.Module, images: Tensor, batch_size: int, normalize: tuple[Sequence[float], Sequence[float]] | None
+    where: str,
+    model: nn.Module,
+    images: Tensor,
+    batch_size: int,
+    normalize: tuple[Sequence[float], Sequence[float]] | None,
 ) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(message("predict", "model", "a torch.nn.Module", _describe(model), "wrap it in a Module"))
+        raise TypeError(message(where, "model", "a torch.nn.Module", _describe(model), "wrap it in a Module"))
     expected = "a tensor [N, C, H, W], uint8 or float in [0, 1]"
     if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise TypeError(message("predict", "images", expected, _describe(images), "convert to uint8 or float"))
+        raise TypeError(message(where, "images", expected, _describe(images), "convert to uint8 or float"))
     if images.ndim != 4:
-        raise ValueError(message("predict", "images", expected, _describe(images), "pass a batch, channels first"))
+        raise ValueError(message(where, "images", expected, _describe(images), "pass a batch, channels first"))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(message("predict", "batch_size", "a positive integer", repr(batch_size), "pass e.g. 512"))
+        raise ValueError(message(where, "batch_size", "a positive integer", repr(batch_size), "pass e.g. 512"))
     if normalize is not None:
         lengths = [len(part) for part in normalize]
         if len(lengths) != 2 or any(length not in (1, images.shape[1]) for length in lengths):
             expected = f"(mean, std) of 1 or {images.shape[1]} numbers each"
-            raise ValueError(message("predict", "normalize", expected, f"lengths {lengths}", "one number a channel"))
+            raise ValueError(message(where, "normalize", expected, f"lengths {lengths}", "one number a channel"))
 
 
 def _check_logits(logits: object, count: int) -> None:

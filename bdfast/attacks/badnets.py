@@ -92,7 +92,7 @@ class BadNets(Attack):
             t = LEVELS * F.interpolate(drawing, size=self._named_size(height, width), mode="nearest-exact")[0]
             m = torch.ones_like(t)
         else:
-            t = to_pixels(self.pattern)
+            t = to_pixels(self.pattern, snap=True)
             m = (t > 0).to(t.dtype) if self.mask is None else to_pixels(self.mask)[None] / LEVELS
         if t.shape[1] > height or t.shape[2] > width:
             expected = f"a patch within the {height} x {width} images"

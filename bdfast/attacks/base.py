@@ -161,7 +161,7 @@ class Attack(ABC):
         out = torch.empty_like(images)
         step = max(1, CHUNK_ELEMENTS // images[:1].numel()) if count else 1
         for start in range(0, count, step):
-            pixels = to_pixels(images[start : start + step].detach())
+            pixels = to_pixels(images[start : start + step].detach(), snap=quantize)
             changed = transform(pixels, Rows(start, count, generator))
             out[start : start + step] = from_pixels(changed, images.dtype, quantize)
         return out

@@ -87,7 +87,7 @@ def fit(
 ) -> Tensor:
     """The pattern in a data set's ``shape``: [C, H, W] float64 grey levels, resized bilinearly with anti-aliasing."""
     channels, *size = shape
-    pixels = to_pixels(pattern)
+    pixels = to_pixels(pattern, snap=True)
     if list(pixels.shape[1:]) != size:
         pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
     return match_channels(where, pixels, channels)

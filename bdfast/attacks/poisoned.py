@@ -142,7 +142,7 @@ def poison(
         cover_rate: fraction of the set to use as covers. None: the attack's own (WaNet: twice the rate [BB]).
         quantize: touched images hold whole grey levels, as an 8-bit file would: clipped, then truncated. False keeps
             fractions (float images only).
-        num_classes: K. None: from the labels and the target.
+        num_classes: K; labels and target must be below it. None: not checked; all-to-all takes the highest label + 1.
         mode: "all-to-one" (y' = target) or "all-to-all" (y' = (y + 1) mod K).
         **options: fields of the named attack, such as ``alpha=0.1``.
 
@@ -168,7 +168,7 @@ def poison(
     check_storable("poison", images.dtype, quantize)
     original = labels.to(torch.int64)
     if num_classes is None and mode == "all-to-all":
-        num_classes = max(int(original.max()) if len(original) else 0, target) + 1
+        num_classes = int(original.max()) + 1 if len(original) else 1
     relabel = Relabel(mode, target, num_classes)
     _check_mode(attack, relabel)
     wanted = attack.attack_labels(original, relabel)

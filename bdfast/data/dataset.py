@@ -78,7 +78,7 @@ def check_images(
             )
         )
     if images.is_floating_point():
-        low, high = (float(bound) for bound in images.aminmax())
+        low, high = (float(bound) for bound in images.detach().aminmax())
         if not (low >= 0.0 and high <= 1.0):  # also when either is NaN
             raise ValueError(
                 message(

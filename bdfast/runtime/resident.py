@@ -128,8 +128,13 @@ class ResidentData:
 
         Raises:
             ValueError: batch_size below 1.
+            TypeError: epoch_seed is no int.
         """
         count = self.num_batches(batch_size, drop_last=drop_last)
+        if isinstance(epoch_seed, bool) or not isinstance(epoch_seed, int):
+            raise TypeError(
+                message("batches", "epoch_seed", "an int", repr(epoch_seed), "pass a number of its own for every epoch")
+            )
         order, windows = self._draw(shuffle, epoch_seed)
         return (
             self._batch(order[start : start + batch_size], windows[start : start + batch_size])

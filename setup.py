@@ -130,7 +130,6 @@ class BuildExtensionWindows(build_ext):
 
 def ninja_file(plan: Plan, folder: Path, module: Path) -> str:
     """The whole build as one ninja file, with paths relative to the project's folder."""
-    python_include = sysconfig.get_path("include")
     environment = {name: shlex.split(os.environ.get(name, "")) for name in ("CXXFLAGS", "LDFLAGS")}
     host = [*plan.compiler, *toolchain.HOST_FLAGS, *plan.openmp, *environment["CXXFLAGS"], "-Icsrc/include"]
     rules = [
@@ -143,7 +142,7 @@ def ninja_file(plan: Plan, folder: Path, module: Path) -> str:
         *(["-DBDFAST_WITH_CUDA=1"] if plan.cuda else []),
     ]
     # Warnings of pybind11 and Python are not ours: -isystem.
-    includes = [f"-isystem{path}" for path in (pybind11_include(), python_include)]
+    includes = [f"-isystem{path}" for path in (pybind11_include(), python_include())]
     objects = [folder / "bindings.o"]
     edges = [edge("host", objects[0], BINDINGS, [*macros, *includes])]
     for variant in plan.cpu_variants:
@@ -213,6 +212,17 @@ def find_ninja() -> str:
     raise toolchain.BuildError(
         "setup.py: `ninja` expected on PATH or as a package, got neither; run: pip install ninja"
     )
+
+
+def python_include() -> str:
+    """The folder of Python's headers, which Linux distributions package apart from Python."""
+    folder = sysconfig.get_path("include")
+    if not os.path.exists(os.path.join(folder, "Python.h")):
+        raise toolchain.BuildError(
+            f"setup.py: Python.h expected in {folder}, got none; "
+            f"install Python's development package (Debian: apt-get install python3-dev)"
+        )
+    return folder
 
 
 def pybind11_include() -> str:

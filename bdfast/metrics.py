@@ -334,7 +334,8 @@ def predict(
     classes = torch.empty(len(images), dtype=torch.int64, device=device)
     with _eval_mode(model), torch.no_grad():
         for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size].to(device, non_blocking=True)
+            # Never non-blocking towards the host: the forward pass would read a copy that is still under way.
+            batch = images[start : start + batch_size].to(device, non_blocking=device.type != "cpu")
             x = batch.to(torch.float32) / 255 if batch.dtype == torch.uint8 else batch
             if scale is not None:
                 x = (x - scale[0]) / scale[1]

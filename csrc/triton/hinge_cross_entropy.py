@@ -1,0 +1,351 @@
+"""hinge_cross_entropy on the GPU: the loss in one read of the logits, the gradient in one more read and one write.
+
+The equations, and what the outputs mean, are in ``bdfast/ops/hinge_cross_entropy.py``. A label out of range makes its
+row's loss NaN and is never used as an address. Sums over rows are float64 and their order depends on the shape alone,
+so reruns are bit-identical on every GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import triton
+import triton.language as tl
+from bdfast.triton_kernels.aot import AotVariant
+
+MAX_PROGRAMS = 1024  # of a forward; also the tile in which one program adds their partial sums
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Shape of a program.
+
+    Attributes:
+        block_n: rows that a program holds at a time.
+        block_c: classes that it holds at a time; longer rows are walked tile by tile.
+        grain: a power of two up to 16 that divides C and the row stride. Triton itself only tells multiples of 16 from
+            the rest, and would read rows of 1000 classes one by one instead of 16 bytes at a time.
+        num_warps: of a program.
+    """
+
+    block_n: int
+    block_c: int
+    grain: int
+    num_warps: int
+
+    @classmethod
+    def choose(cls, classes: int, row_stride: int) -> Launch:
+        """Narrow rows share a program, so that D3's 256 x 10 is one program and one launch; wide ones spread over many.
+
+        The number of rows has no say: batches of all sizes share one compiled kernel. A thread holds 8 elements (16 of
+        rows over 2048), so that several loads are in flight and nothing spills.
+        """
+        block_c = min(triton.next_power_of_2(classes), 4096)
+        elements = 4096 if block_c <= 32 else max(1024, block_c)
+        num_warps = 16 if block_c <= 32 else 4 if elements <= 2048 else 8
+        return cls(elements // block_c, block_c, math.gcd(classes, row_stride, 16), num_warps)
+
+    def constants(self) -> dict[str, int]:
+        """The arguments of both row kernels that depend on the launch."""
+        return {"GRAIN": self.grain, "BLOCK_N": self.block_n, "BLOCK_C": self.block_c}
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _label_logit(p_logits, p_target, o_n, o_row, m_n, C):
+    """The label of each row and its logit; NaN where the label is outside [0, C)."""
+    b_y = tl.load(p_target + o_n, mask=m_n, other=-1)
+    m_y = (b_y >= 0) & (b_y < C)
+    b_zy = tl.load(p_logits + o_row + b_y, mask=m_y, other=0.0).to(tl.float32)
+    return b_y, tl.where(m_y, b_zy, float("nan"))
+
+
+@triton.jit
+def _row_stats(p_logits, o_row, m_n, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Maximum and sum of exp(z - maximum) of each row, in one read: the sum is rescaled when the maximum moves."""
+    b_max = tl.full((BLOCK_N,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((BLOCK_N,), tl.float32)
+    for o_tile in range(0, C, BLOCK_C):
+        o_c = o_tile + tl.arange(0, BLOCK_C)
+        m_tile = m_n[:, None] & (o_c < C)[None, :]
+        p_tile = p_logits + o_row[:, None] + o_c[None, :]
+        b_z = tl.load(p_tile, mask=m_tile, other=float("-inf")).to(tl.float32)
+        b_next = tl.maximum(b_max, tl.max(b_z, axis=1))
+        # While a row has shown nothing but -inf, subtract 0: -inf - -inf would spoil a sum that may yet become finite.
+        b_shift = tl.where(b_next == float("-inf"), 0.0, b_next)
+        b_sum = b_sum * tl.exp(b_max - b_shift) + tl.sum(tl.exp(b_z - b_shift[:, None]), axis=1)
+        b_max = b_next
+    return b_max, tl.where(b_max == float("-inf"), float("nan"), b_sum)
+
+
+@triton.jit
+def _hinge(b_ce, margin):
+    """max(0, CE - margin), where a NaN is not masked."""
+    return tl.where(b_ce <= margin, 0.0, b_ce - margin)
+
+
+@triton.jit
+def _reduced_loss(b_total, N, margin, MEAN: tl.constexpr, BATCH_HINGE: tl.constexpr):
+    """The scalar loss from the float64 sum over rows; 0 / 0 = NaN is the mean of an empty batch."""
+    b_loss = b_total
+    if MEAN:
+        b_loss = b_total / N
+    b_loss = b_loss.to(tl.float32)
+    if BATCH_HINGE:
+        b_loss = _hinge(b_loss, margin)
+    return b_loss
+
+
+@triton.jit
+def hinge_cross_entropy_fwd_kernel(
+    p_logits,  # [N, C], rows `stride_n` apart
+    p_target,  # [N] int64
+    p_loss,  # [N] float32 for REDUCE = False, else one float32, written only by a single program
+    p_stats,  # [N, 2] float32
+    p_partials,  # [programs] float64; unused by a single program and for REDUCE = False
+    N,
+    C,
+    stride_n,
+    margin,
+    REDUCE: tl.constexpr,
+    MEAN: tl.constexpr,
+    BATCH_HINGE: tl.constexpr,
+    ONE_PROGRAM: tl.constexpr,
+    GRAIN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    # Computes the loss and (maximum, sum of exp) of every row, and the sum over rows: finished if one program has all.
+    # A program owns every num_programs-th block of BLOCK_N whole rows.
+    # Reads N * C logits and one more a row, N labels; writes 12 bytes a row, or 8 where rows are summed.
+    # Accumulates rows in float32, losses over rows in float64.
+    C = C // GRAIN * GRAIN  # unchanged, and now known to be a multiple: loads become vectors
+    stride_n = stride_n // GRAIN * GRAIN
+    b_total = tl.zeros((BLOCK_N,), tl.float64)
+    for block in range(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
+        o_n = tl.arange(0, BLOCK_N).to(tl.int64) + block * BLOCK_N
+        o_row = o_n * stride_n
+        m_n = o_n < N
+        _, b_zy = _label_logit(p_logits, p_target, o_n, o_row, m_n, C)
+        b_max, b_sum = _row_stats(p_logits, o_row, m_n, C, BLOCK_N, BLOCK_C)
+        tl.store(p_stats + 2 * o_n, b_max, mask=m_n)
+        tl.store(p_stats + 2 * o_n + 1, b_sum, mask=m_n)
+        b_loss = (b_max - b_zy) + tl.log(b_sum)
+        if not BATCH_HINGE:
+            b_loss = _hinge(b_loss, margin)
+        if REDUCE:
+            b_total += tl.where(m_n, b_loss, 0.0).to(tl.float64)
+        else:
+            tl.store(p_loss + o_n, b_loss, mask=m_n)
+    if REDUCE:
+        b_sum_of_rows = tl.sum(b_total, axis=0)
+        if ONE_PROGRAM:
+            tl.store(p_loss, _reduced_loss(b_sum_of_rows, N, margin, MEAN, BATCH_HINGE))
+        else:
+            tl.store(p_partials + tl.program_id(0), b_sum_of_rows)
+
+
+@triton.jit
+def hinge_cross_entropy_sum_kernel(
+    p_partials,  # [programs] float64
+    p_loss,  # one float32
+    programs,
+    N,
+    margin,
+    MEAN: tl.constexpr,
+    BATCH_HINGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # Computes the scalar loss from the sums that the programs of the forward left.
+    # A single program owns them all.
+    # Reads 8 bytes a program of the forward; writes 4.
+    # Accumulates in float64, in an order fixed by BLOCK.
+    o_p = tl.arange(0, BLOCK)
+    b_partials = tl.load(p_partials + o_p, mask=o_p < programs, other=0.0)
+    tl.store(p_loss, _reduced_loss(tl.sum(b_partials, axis=0), N, margin, MEAN, BATCH_HINGE))
+
+
+@triton.jit
+def hinge_cross_entropy_bwd_kernel(
+    p_grad_loss,  # values `stride_grad_loss` apart: [N], or one for all rows at stride 0
+    p_logits,  # [N, C], rows `stride_n` apart
+    p_target,  # [N] int64
+    p_stats,  # [N, 2] float32
+    p_loss,  # one float32, read for BATCH_HINGE only
+    p_grad,  # [N, C] contiguous
+    N,
+    C,
+    stride_n,
+    stride_grad_loss,
+    margin,
+    MEAN: tl.constexpr,
+    BATCH_HINGE: tl.constexpr,
+    GRAIN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    # Computes grad * (softmax - onehot) where the hinge is active, exactly 0 elsewhere.
+    # A program owns a tile of BLOCK_N x BLOCK_C.
+    # Reads the logits of active rows; writes N * C; a tile also reads label, statistics and one logit of its rows.
+    # Accumulates nothing; arithmetic in float32.
+    C = C // GRAIN * GRAIN  # unchanged, and now known to be a multiple: loads and stores become vectors
+    stride_n = stride_n // GRAIN * GRAIN
+    tiles = tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0).to(tl.int64)
+    o_n = (program // tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_c = (program % tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_n = o_n < N
+    o_row = o_n * stride_n
+    b_y, b_zy = _label_logit(p_logits, p_target, o_n, o_row, m_n, C)
+    b_max = tl.load(p_stats + 2 * o_n, mask=m_n, other=0.0)
+    b_sum = tl.load(p_stats + 2 * o_n + 1, mask=m_n, other=1.0)
+    b_scale = tl.load(p_grad_loss + o_n * stride_grad_loss, mask=m_n, other=0.0).to(tl.float32)
+    if MEAN:
+        b_scale = b_scale / N
+    if BATCH_HINGE:
+        m_idle = tl.load(p_loss) <= 0.0  # NaN is active
+        m_active = m_n & (m_idle == 0)
+    else:
+        b_ce = (b_max - b_zy) + tl.log(b_sum)
+        m_idle_rows = b_ce <= margin
+        m_active = m_n & (m_idle_rows == 0)
+    m_c = (o_c < C)[None, :]
+    b_z = tl.load(p_logits + o_row[:, None] + o_c[None, :], mask=m_active[:, None] & m_c, other=0.0).to(tl.float32)
+    b_grad = (b_scale / b_sum)[:, None] * tl.exp(b_z - b_max[:, None])
+    b_grad = b_grad - tl.where(o_c[None, :] == b_y[:, None], b_scale[:, None], 0.0)
+    b_grad = tl.where(m_active[:, None], b_grad, 0.0)
+    p_tile = p_grad + o_n[:, None] * C + o_c[None, :]
+    tl.store(p_tile, b_grad.to(p_grad.dtype.element_ty), mask=m_n[:, None] & m_c)
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def forward(
+    logits: Tensor,  # [N, C] float32, float16 or bfloat16
+    target: Tensor,  # [N] int64
+    margin: float,
+    reduction: str,
+    hinge: str,
+) -> tuple[Tensor, Tensor]:
+    """Loss (float32, ``[N]`` or a scalar) and row statistics ``[N, 2]``."""
+    z, y = _rows(logits), target.contiguous()
+    n, c = z.shape
+    launch = Launch.choose(c, z.stride(0))
+    programs = max(1, min(triton.cdiv(n, launch.block_n), MAX_PROGRAMS))
+    reduce = reduction != "none"
+    options = {"MEAN": reduction == "mean", "BATCH_HINGE": hinge == "batch"}
+    loss = z.new_empty(() if reduce else (n,), dtype=torch.float32)
+    stats = z.new_empty((n, 2), dtype=torch.float32)
+    two_launches = reduce and programs > 1
+    partials = z.new_empty(programs, dtype=torch.float64) if two_launches else stats
+    with _on_device_of(z):
+        hinge_cross_entropy_fwd_kernel[(programs,)](
+            z, y, loss, stats, partials, n, c, z.stride(0), margin,
+            REDUCE=reduce, ONE_PROGRAM=programs == 1, **options, **launch.constants(), num_warps=launch.num_warps,
+        )  # fmt: skip
+        if two_launches:
+            hinge_cross_entropy_sum_kernel[(1,)](
+                partials, loss, programs, n, margin, **options, BLOCK=MAX_PROGRAMS, num_warps=4
+            )
+    return loss, stats
+
+
+def backward(
+    grad_loss: Tensor,  # [N] or scalar
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N] int64
+    stats: Tensor,  # [N, 2] float32
+    loss: Tensor,  # [N] or scalar
+    margin: float,
+    reduction: str,
+    hinge: str,
+) -> Tensor:
+    """Gradient of the logits: ``[N, C]``, contiguous, in their dtype."""
+    z, y = _rows(logits), target.contiguous()
+    n, c = z.shape
+    grad = z.new_empty((n, c))
+    if n == 0:
+        return grad
+    launch = Launch.choose(c, z.stride(0))
+    programs = triton.cdiv(n, launch.block_n) * triton.cdiv(c, launch.block_c)
+    with _on_device_of(z):
+        hinge_cross_entropy_bwd_kernel[(programs,)](
+            grad_loss, z, y, stats.contiguous(), loss, grad,
+            n, c, z.stride(0), grad_loss.stride(0) if reduction == "none" else 0, margin,
+            MEAN=reduction == "mean", BATCH_HINGE=hinge == "batch", **launch.constants(), num_warps=launch.num_warps,
+        )  # fmt: skip
+    return grad
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """``logits`` with its classes contiguous; rows may lie any distance apart."""
+    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Launches go to the current device: make it the tensor's. In the interpreter there is none."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+# --- ahead of time ---------------------------------------------------------------------------------------------------
+
+
+def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int | bool], launch: Launch) -> AotVariant:
+    """Integers of value 1 are constants to the compiler, as Triton's own launcher makes them: named in ``constants``."""
+    types = {name: kind for name, kind in types.items() if name not in constants}
+    pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
+    return AotVariant(kernel, types, {**constants, **launch.constants()}, launch.num_warps, pointers)
+
+
+def _forward_variant(
+    dtype: str, classes: int, reduction: str = "mean", hinge: str = "sample", one_program: bool = False, **ones: int
+) -> AotVariant:
+    types = {
+        "p_logits": f"*{dtype}", "p_target": "*i64", "p_loss": "*fp32", "p_stats": "*fp32", "p_partials": "*fp64",
+        "N": "i32", "C": "i32", "stride_n": "i32", "margin": "fp32",
+    }  # fmt: skip
+    constants = {
+        "REDUCE": reduction != "none", "MEAN": reduction == "mean", "BATCH_HINGE": hinge == "batch",
+        "ONE_PROGRAM": one_program, **ones,
+    }  # fmt: skip
+    return _variant(hinge_cross_entropy_fwd_kernel, types, constants, Launch.choose(classes, classes))
+
+
+def _backward_variant(
+    dtype: str, classes: int, reduction: str = "mean", hinge: str = "sample", **ones: int
+) -> AotVariant:
+    types = {
+        "p_grad_loss": "*fp32", "p_logits": f"*{dtype}", "p_target": "*i64", "p_stats": "*fp32", "p_loss": "*fp32",
+        "p_grad": f"*{dtype}", "N": "i32", "C": "i32", "stride_n": "i32", "stride_grad_loss": "i32", "margin": "fp32",
+    }  # fmt: skip
+    constants = {"MEAN": reduction == "mean", "BATCH_HINGE": hinge == "batch", **ones}
+    return _variant(hinge_cross_entropy_bwd_kernel, types, constants, Launch.choose(classes, classes))
+
+
+_DTYPES_AND_CLASSES = [("fp32", 10), ("fp32", 1000), ("bf16", 32000), ("fp16", 200)]
+
+AOT_VARIANTS = [
+    *(_forward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
+    _forward_variant("fp32", 10, hinge="batch", one_program=True),
+    _forward_variant("fp32", 4096, reduction="none"),
+    _forward_variant("fp32", 1, one_program=True, N=1, C=1, stride_n=1),
+    *(_backward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
+    _backward_variant("fp32", 4096, hinge="batch"),
+    _backward_variant("fp32", 1, reduction="none", N=1, C=1, stride_n=1, stride_grad_loss=1),
+    AotVariant(
+        hinge_cross_entropy_sum_kernel,
+        {"p_partials": "*fp64", "p_loss": "*fp32", "programs": "i32", "N": "i32", "margin": "fp32"},
+        {"MEAN": True, "BATCH_HINGE": True, "BLOCK": MAX_PROGRAMS},
+        4,
+        ("p_partials", "p_loss"),
+    ),
+]

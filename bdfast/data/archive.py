@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -20,8 +19,6 @@ from numpy.typing import NDArray
 from bdfast.errors import message
 
 MAX_ARRAY_BYTES = 64 << 30
-# What zipfile, zlib and NumPy raise for truncated or doctored files (an encrypted one is a RuntimeError).
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 class Archive:
@@ -36,9 +33,9 @@ class Archive:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             raise
-        except DAMAGE as error:
+        except Exception as error:  # zipfile promises no list of what damaged bytes make it raise
             raise ValueError(
                 message("load", str(path), "a whole .npz file", f"{error}", "download or write the file again")
             ) from error
@@ -70,8 +67,10 @@ class Archive:
             self._check_header(key)
             with self._zip.open(f"{key}.npy") as file:
                 return np.asarray(npy.read_array(file, allow_pickle=False))
-        except DAMAGE as error:
-            self._damaged(key, error)
+        except Exception as error:  # BadZipFile, zlib.error, RuntimeError (encrypted), TokenError (header), ...
+            raise ValueError(
+                message("load", self.name(key), "a whole array of numbers or text", f"{error}", "write the file again")
+            ) from error
 
     def _check_header(self, key: str) -> None:
         member = self._zip.getinfo(f"{key}.npy")
@@ -86,8 +85,3 @@ class Archive:
         size = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or size > min(member.file_size, MAX_ARRAY_BYTES):
             raise ValueError(f"a header of {size} bytes before {member.file_size} bytes of data")
-
-    def _damaged(self, key: str, error: BaseException) -> NoReturn:
-        raise ValueError(
-            message("load", self.name(key), "a whole array of numbers or text", f"{error}", "write the file again")
-        ) from error

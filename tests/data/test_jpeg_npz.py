@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 import bdfast.data
+from bdfast.data.archive import Archive
 from bdfast.errors import LabelRangeError
 from tests.data.conftest import Arrays, jpeg, packed, random_pixels
 
@@ -162,6 +166,29 @@ def test_header_that_claims_more_than_the_file_holds(tmp_path: Path, jpeg_arrays
             target.writestr(name, content)
     with pytest.raises(ValueError, match=f"train_jpeg` .*got a header of {1 << 50} bytes before"):
         bdfast.data.load(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    at=st.lists(st.integers(0, 127), min_size=1, max_size=4),
+    byte=st.sampled_from(b"()[]{}',:019-|fOVUM\n \x00\xff"),
+    end=st.integers(1, 300),
+)
+def test_doctored_arrays_are_read_or_refused_with_value_error(at: list[int], byte: int, end: int) -> None:
+    original = io.BytesIO()
+    np.lib.format.write_array(original, np.arange(20))
+    content = bytearray(original.getvalue())
+    for position in at:
+        content[position] = byte
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "set.npz"
+        with zipfile.ZipFile(path, "w") as target:  # the checksum is right: only the parser can object
+            target.writestr("labels.npy", bytes(content[:end]))
+        with Archive(path) as archive:
+            try:
+                assert archive.read("labels").nbytes <= len(content)
+            except ValueError as error:
+                assert "set.npz: labels` expected a whole array of numbers or text, got" in str(error)  # noqa: PT017
 
 
 def test_decompression_bomb_is_refused_by_its_header(tmp_path: Path, jpeg_arrays: Arrays) -> None:

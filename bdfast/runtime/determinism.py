@@ -1,0 +1,75 @@
+"""Same seed, same bits: random state that is put back, and deterministic kernels where they are asked for."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@contextmanager
+def isolated_rng(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators of torch (CPU, and ``device``), NumPy and Python inside; restore them on leaving.
+
+    Dropout draws from the global generator, transforms of a data set from any of them.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with isolated_rng(3):
+        ...     a = torch.rand(1)
+        >>> with isolated_rng(3):
+        ...     b = torch.rand(1)
+        >>> torch.equal(a, b), torch.equal(torch.get_rng_state(), before)
+        (True, True)
+    """
+    # NumPy's global generator is the one that other people's transforms use.
+    on_cuda = device is not None and device.type == "cuda"
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng([device] if on_cuda else [], device_type="cuda"):
+        try:
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds every GPU
+            if on_cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def deterministic_kernels(enabled: bool, device: torch.device) -> Iterator[None]:
+    """Make a GPU compute the same bits in every run, or raise where it cannot; the CPU does so anyway.
+
+    Example:
+        >>> with deterministic_kernels(True, torch.device("cpu")):
+        ...     torch.are_deterministic_algorithms_enabled()
+        False
+    """
+    if not enabled or device.type != "cuda":
+        yield
+        return
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+        os.environ.get(_WORKSPACE),
+    )
+    try:
+        os.environ.setdefault(_WORKSPACE, ":4096:8")  # torch refuses cuBLAS in deterministic mode without it
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = before[2]
+        if before[3] is None:
+            os.environ.pop(_WORKSPACE, None)

@@ -1,0 +1,72 @@
+"""Options that every training loop of the package has, and their checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+from bdfast.errors import message
+from bdfast.runtime.precision import PRECISIONS
+from bdfast.runtime.resident import Augment
+
+AugmentName: TypeAlias = Literal["crop+flip", "crop", "none"]
+BatchNormMode: TypeAlias = Literal["train", "frozen"]
+
+
+def augmentation(
+    choice: Augment | AugmentName,
+    image_size: Sequence[int],  # (H, W)
+) -> Augment:
+    """The augmentation of a name: crops are padded by an eighth of the shorter side (4 pixels at 32, 1 at 8).
+
+    Example:
+        >>> augmentation("crop+flip", (32, 32)), augmentation("crop", (8, 8))
+        (Augment(crop_padding=4, flip=True), Augment(crop_padding=1, flip=False))
+    """
+    if isinstance(choice, Augment):
+        return choice
+    padding = 0 if choice == "none" else max(1, round(min(image_size) / 8))
+    return Augment(crop_padding=padding, flip=choice == "crop+flip")
+
+
+def check_training_options(where: str, options: Any) -> None:
+    """Check the fields that training configs share: epochs, batch_size, lr, momentum, bn, augment, precision, ..."""
+    check_count(where, "epochs", options.epochs)
+    check_count(where, "batch_size", options.batch_size)
+    check_number(where, "lr", options.lr, low=0.0, above=True)
+    check_number(where, "momentum", options.momentum, high=1.0)
+    check_one_of(where, "bn", options.bn, get_args(BatchNormMode))
+    check_one_of(where, "precision", options.precision, PRECISIONS)
+    if not isinstance(options.augment, Augment):
+        names = get_args(AugmentName)
+        if options.augment not in names:
+            expected = f"one of {', '.join(names)}, or a bdfast.runtime.Augment"
+            raise ValueError(message(where, "augment", expected, repr(options.augment), "choose one of them"))
+    if isinstance(options.seed, bool) or not isinstance(options.seed, int) or not 0 <= options.seed < 2**32:
+        raise ValueError(message(where, "seed", "a whole number in [0, 2^32)", repr(options.seed), "pass 0, say"))
+    if not isinstance(options.deterministic, bool):
+        raise TypeError(message(where, "deterministic", "True or False", repr(options.deterministic), "pass a bool"))
+
+
+def check_number(
+    where: str, name: str, value: object, *, low: float = 0.0, high: float = math.inf, above: bool = False
+) -> None:
+    """``value`` is a number in [low, high), or in (low, high) with ``above``; never NaN or infinite."""
+    bounds = f"{'>' if above else '>='} {low:g}" + ("" if high == math.inf else f" and < {high:g}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(message(where, name, f"a number {bounds}", repr(value), "pass a float"))
+    if not (low < value < high if above else low <= value < high):
+        raise ValueError(message(where, name, f"a finite number {bounds}", repr(value), "correct it"))
+
+
+def check_count(where: str, name: str, value: object) -> None:
+    """``value`` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(message(where, name, "a whole number, at least 1", repr(value), "correct it"))
+
+
+def check_one_of(where: str, name: str, value: object, choices: Sequence[str]) -> None:
+    """``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(message(where, name, f"one of {', '.join(choices)}", repr(value), "choose one of them"))

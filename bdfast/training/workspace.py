@@ -1,0 +1,149 @@
+"""Where training happens: the model to train, the data on its device, and everything put back afterwards."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from bdfast.data import as_tensors, check_labels
+from bdfast.errors import message
+from bdfast.nn import normalized
+from bdfast.runtime.determinism import deterministic_kernels, isolated_rng
+from bdfast.runtime.guard import model_device, usable_device, working_model
+from bdfast.runtime.progress import Stopwatch
+from bdfast.runtime.resident import Augment, ResidentData
+from bdfast.training.options import augmentation
+
+Normalization: TypeAlias = tuple[Sequence[float], Sequence[float]]
+"""(mean, std), one number a channel, of a model that does not normalise its own input."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a training loop needs.
+
+    Attributes:
+        model: the network to train, all of its floating-point parameters trainable.
+        forward: images in [0, 1] to the output of ``model``.
+        data: the samples, on the device of ``model``.
+        num_classes: K, as the model's logits tell.
+        watch: takes the time of stages; set-up is in it already.
+    """
+
+    model: nn.Module
+    forward: nn.Module
+    data: ResidentData
+    num_classes: int
+    watch: Stopwatch
+
+
+@contextmanager
+def workspace(
+    where: str,
+    model: nn.Module,
+    data: object,
+    options: Any,
+    *,
+    argument: str = "data",
+    normalize: Normalization | None = None,
+    device: str | torch.device | None = None,
+    inplace: bool = False,
+    channels_last: bool = False,
+) -> Iterator[Workspace]:
+    """Check model and data, then open a :class:`Workspace`; on leaving, the caller's world is as before.
+
+    Args:
+        where: the function on whose behalf this happens; it opens the messages.
+        model: from NCHW float images to logits, or to an output with ``.logits``.
+        data: anything that :func:`bdfast.data.as_tensors` takes.
+        options: a config with ``augment``, ``seed`` and ``deterministic``.
+        argument: the name of ``data`` in ``where``.
+        normalize: (mean, std) of a model that does not normalise its own input.
+        device: where to work; None is where the model is.
+        inplace: train ``model`` itself.
+        channels_last: memory format of model and batches.
+
+    Raises:
+        TypeError, ValueError: model or data of another kind than stated, weights that are not finite.
+        LabelRangeError: a label that is no class of the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(message(where, "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+    place = None if device is None else usable_device(where, device)
+    actual = place or model_device(model)
+    watch = Stopwatch(actual)
+    with (
+        isolated_rng(options.seed, actual),
+        deterministic_kernels(options.deterministic, actual),
+        working_model(model, where, inplace=inplace, device=place) as work,
+    ):
+        with watch("setup"):
+            check_weights(where, work)
+            images, labels = as_tensors(data, where, argument)
+            resident = _resident(work, images, labels, options.augment, channels_last)
+            forward: nn.Module = work if normalize is None else normalized(work, *normalize).to(resident.device)
+            num_classes = _count_classes(where, forward, resident)
+            check_labels(labels, num_classes, where, f"{argument}: labels")
+            _warn_of_empty_classes(where, argument, labels, num_classes)
+            for p in work.parameters():
+                p.requires_grad_(p.is_floating_point())
+            if channels_last:
+                work.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        yield Workspace(work, forward, resident, num_classes, watch)
+
+
+def logits_of(where: str, output: object, count: int) -> Tensor:
+    """The logits [count, K] in a model's output."""
+    logits = getattr(output, "logits", output)
+    expected = f"an output of logits [{count}, K], or one with .logits"
+    if not isinstance(logits, Tensor):
+        raise TypeError(message(where, "model", expected, type(logits).__name__, "return the logits"))
+    if logits.ndim != 2 or len(logits) != count or logits.shape[1] == 0:
+        raise ValueError(message(where, "model", expected, str(list(logits.shape)), "return one row an image"))
+    return logits
+
+
+def check_weights(where: str, model: nn.Module) -> None:
+    """The model has parameters to train, and they and its buffers are finite."""
+    named = [(name, p) for name, p in model.state_dict(keep_vars=True).items() if isinstance(p, Tensor)]
+    if not any(p.is_floating_point() for p in model.parameters()):
+        raise ValueError(message(where, "model", "parameters to train", "none", "pass a network"))
+    bad = next((name for name, p in named if p.is_floating_point() and not bool(p.isfinite().all())), None)
+    if bad is not None:
+        remedy = "load or train the model again"
+        raise ValueError(message(where, "model", "finite weights", f"NaN or infinity in `{bad}`", remedy))
+
+
+def _resident(model: nn.Module, images: Tensor, labels: Tensor, augment: Any, channels_last: bool) -> ResidentData:
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    chosen: Augment = augmentation(augment, images.shape[2:])
+    return ResidentData(
+        images, labels, device=weight.device, augment=chosen, dtype=weight.dtype, channels_last=channels_last
+    )
+
+
+@torch.no_grad()
+def _count_classes(where: str, forward: nn.Module, data: ResidentData) -> int:
+    modes = [(module, module.training) for module in forward.modules()]
+    try:
+        x, _, _ = next(data.batches(2, shuffle=False, epoch_seed=0))
+        return logits_of(where, forward.eval()(x), len(x)).shape[1]
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _warn_of_empty_classes(where: str, argument: str, labels: Tensor, num_classes: int) -> None:
+    counts = torch.bincount(labels.cpu(), minlength=num_classes)
+    empty = (counts == 0).nonzero().flatten().tolist()
+    if empty:
+        text = message(
+            where, argument, "samples of every class", f"none of class {empty[:10]}", "expect it to be forgotten"
+        )
+        warnings.warn(text, UserWarning, stacklevel=4)

@@ -28,7 +28,8 @@ class Launch:
 
     Attributes:
         block_n: rows that a program holds at a time.
-        block_c: classes that it holds at a time; longer rows are walked tile by tile.
+        block_c: classes that it holds at a time.
+        tiles: of block_c classes, in a row.
         grain: a power of two up to 16 that divides C and the row stride. Triton itself only tells multiples of 16 from
             the rest, and would read rows of 1000 classes one by one instead of 16 bytes at a time.
         num_warps: of a program.
@@ -36,6 +37,7 @@ class Launch:
 
     block_n: int
     block_c: int
+    tiles: int
     grain: int
     num_warps: int
 
@@ -49,11 +51,12 @@ class Launch:
         block_c = min(triton.next_power_of_2(classes), 4096)
         elements = 4096 if block_c <= 32 else max(1024, block_c)
         num_warps = 16 if block_c <= 32 else 4 if elements <= 2048 else 8
-        return cls(elements // block_c, block_c, math.gcd(classes, row_stride, 16), num_warps)
+        tiles = triton.cdiv(classes, block_c)
+        return cls(elements // block_c, block_c, tiles, math.gcd(classes, row_stride, 16), num_warps)
 
     def constants(self) -> dict[str, int]:
         """The arguments of both row kernels that depend on the launch."""
-        return {"GRAIN": self.grain, "BLOCK_N": self.block_n, "BLOCK_C": self.block_c}
+        return {"GRAIN": self.grain, "TILES": self.tiles, "BLOCK_N": self.block_n, "BLOCK_C": self.block_c}
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -69,12 +72,12 @@ def _label_logit(p_logits, p_target, o_n, o_row, m_n, C):
 
 
 @triton.jit
-def _row_stats(p_logits, o_row, m_n, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def _row_stats(p_logits, o_row, m_n, C, TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """Maximum and sum of exp(z - maximum) of each row, in one read: the sum is rescaled when the maximum moves."""
     b_max = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BLOCK_N,), tl.float32)
-    for o_tile in range(0, C, BLOCK_C):
-        o_c = o_tile + tl.arange(0, BLOCK_C)
+    for tile in range(TILES):
+        o_c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
         m_tile = m_n[:, None] & (o_c < C)[None, :]
         p_tile = p_logits + o_row[:, None] + o_c[None, :]
         b_z = tl.load(p_tile, mask=m_tile, other=float("-inf")).to(tl.float32)
@@ -120,6 +123,7 @@ def hinge_cross_entropy_fwd_kernel(
     BATCH_HINGE: tl.constexpr,
     ONE_PROGRAM: tl.constexpr,
     GRAIN: tl.constexpr,
+    TILES: tl.constexpr,  # a constant, and `while` below: numpy 2.4 breaks `range` over tensors in the interpreter
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -130,12 +134,13 @@ def hinge_cross_entropy_fwd_kernel(
     C = C // GRAIN * GRAIN  # unchanged, and now known to be a multiple: loads become vectors
     stride_n = stride_n // GRAIN * GRAIN
     b_total = tl.zeros((BLOCK_N,), tl.float64)
-    for block in range(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
-        o_n = tl.arange(0, BLOCK_N).to(tl.int64) + block * BLOCK_N
+    block = tl.program_id(0).to(tl.int64)
+    while block < tl.cdiv(N, BLOCK_N):
+        o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
         o_row = o_n * stride_n
         m_n = o_n < N
         _, b_zy = _label_logit(p_logits, p_target, o_n, o_row, m_n, C)
-        b_max, b_sum = _row_stats(p_logits, o_row, m_n, C, BLOCK_N, BLOCK_C)
+        b_max, b_sum = _row_stats(p_logits, o_row, m_n, C, TILES, BLOCK_N, BLOCK_C)
         tl.store(p_stats + 2 * o_n, b_max, mask=m_n)
         tl.store(p_stats + 2 * o_n + 1, b_sum, mask=m_n)
         b_loss = (b_max - b_zy) + tl.log(b_sum)
@@ -145,6 +150,7 @@ def hinge_cross_entropy_fwd_kernel(
             b_total += tl.where(m_n, b_loss, 0.0).to(tl.float64)
         else:
             tl.store(p_loss + o_n, b_loss, mask=m_n)
+        block += tl.num_programs(0)
     if REDUCE:
         b_sum_of_rows = tl.sum(b_total, axis=0)
         if ONE_PROGRAM:
@@ -189,6 +195,7 @@ def hinge_cross_entropy_bwd_kernel(
     MEAN: tl.constexpr,
     BATCH_HINGE: tl.constexpr,
     GRAIN: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -198,10 +205,9 @@ def hinge_cross_entropy_bwd_kernel(
     # Accumulates nothing; arithmetic in float32.
     C = C // GRAIN * GRAIN  # unchanged, and now known to be a multiple: loads and stores become vectors
     stride_n = stride_n // GRAIN * GRAIN
-    tiles = tl.cdiv(C, BLOCK_C)
     program = tl.program_id(0).to(tl.int64)
-    o_n = (program // tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_c = (program % tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_n = (program // TILES) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_c = (program % TILES).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_n = o_n < N
     o_row = o_n * stride_n
     b_y, b_zy = _label_logit(p_logits, p_target, o_n, o_row, m_n, C)
@@ -276,7 +282,7 @@ def backward(
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))
-    programs = triton.cdiv(n, launch.block_n) * triton.cdiv(c, launch.block_c)
+    programs = triton.cdiv(n, launch.block_n) * launch.tiles
     with _on_device_of(z):
         hinge_cross_entropy_bwd_kernel[(programs,)](
             grad_loss, z, y, stats.contiguous(), loss, grad,
@@ -300,7 +306,7 @@ def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int | bool], launch: Launch) -> AotVariant:
-    """Integers of value 1 are constants to the compiler, as Triton's own launcher makes them: named in ``constants``."""
+    """``constants`` may name integers of value 1: Triton's own launcher turns those into constants too."""
     types = {name: kind for name, kind in types.items() if name not in constants}
     pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
     return AotVariant(kernel, types, {**constants, **launch.constants()}, launch.num_warps, pointers)

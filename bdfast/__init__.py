@@ -3,8 +3,21 @@
 # torch first: its wheel carries the OpenMP runtime that bdfast._C is to share, not to duplicate.
 import torch as _torch  # noqa: F401  isort: skip
 
-from bdfast import backends, ops
+from bdfast import attacks, backends, data, metrics, models, nn, ops, optim
 from bdfast._version import __version__
 from bdfast.backends import backend, debug, explain
 
-__all__ = ["__version__", "backend", "backends", "debug", "explain", "ops"]
+__all__ = [
+    "__version__",
+    "attacks",
+    "backend",
+    "backends",
+    "data",
+    "debug",
+    "explain",
+    "metrics",
+    "models",
+    "nn",
+    "ops",
+    "optim",
+]

@@ -68,7 +68,7 @@ def triton_missing() -> str | None:
 
 @functools.cache
 def triton_interpreted() -> bool:
-    """Whether Triton kernels run in the interpreter, on CPU tensors (``TRITON_INTERPRET=1`` before the first import)."""
+    """Whether Triton kernels run in the interpreter, on CPU tensors (``TRITON_INTERPRET=1`` at its first import)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch import Tensor
 from bdfast.backends import selection
 from bdfast.backends.availability import triton_interpreted
 
-_LIBRARY = torch.library.Library("bdfast", "DEF")  # noqa: TOR901 - lives as long as the process
+# Lives as long as the process. (torch.library is not annotated: hence the casts to Any.)
+_LIBRARY: Any = cast(Any, torch.library.Library)("bdfast", "DEF")
 _OPS: dict[str, Op] = {}
 
 CanRun = Callable[[Any], str | None]
@@ -35,8 +36,8 @@ class Implementation:
     Attributes:
         backend: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``.
         function: takes the schema's arguments without the last (the requested backend).
-        can_run: takes the op's key tensor (or a stand-in with its ``device`` and ``dtype``); ``None``, or the reason why
-            this implementation cannot run on it.
+        can_run: takes the op's key tensor (or a stand-in with its ``device`` and ``dtype``); ``None``, or the reason
+            why this implementation cannot run on it.
     """
 
     backend: str

@@ -69,7 +69,9 @@ class backend(ContextDecorator):
         _forced = None if self.name == "auto" else self.name
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         global _forced
         _forced = self._previous.pop()
 
@@ -94,6 +96,8 @@ class debug(ContextDecorator):
         _debug = self.enabled
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         global _debug
         _debug = self._previous.pop()

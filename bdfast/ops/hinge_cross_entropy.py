@@ -14,7 +14,7 @@ one read and one write backward.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -83,9 +83,9 @@ def hinge_cross_entropy(
         )
     wish = requested(backend, NAME)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _HingeCrossEntropy.apply(logits, target, margin, reduction, hinge, wish)  # type: ignore[no-any-return]
-    loss: Tensor = FORWARD.call(logits, target, margin, reduction, hinge, wish)[0]
-    return loss
+        apply = cast(Any, _HingeCrossEntropy.apply)  # torch does not annotate it
+        return cast(Tensor, apply(logits, target, margin, reduction, hinge, wish))
+    return cast(Tensor, FORWARD.call(logits, target, margin, reduction, hinge, wish)[0])
 
 
 class _HingeCrossEntropy(torch.autograd.Function):
@@ -195,7 +195,14 @@ def _cpp(logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: s
 
 
 def _cpp_backward(
-    grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, loss: Tensor, margin: float, reduction: str, hinge: str
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    stats: Tensor,
+    loss: Tensor,
+    margin: float,
+    reduction: str,
+    hinge: str,
 ) -> Tensor:
     z, y, g = _rows(logits), target.contiguous(), grad_loss.contiguous()
     n, c = z.shape

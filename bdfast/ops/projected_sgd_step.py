@@ -9,8 +9,9 @@ For every layer :math:`j` with weights :math:`W`, anchor :math:`W_0`, data gradi
     \tilde W &= W - \eta V \\
     W &\leftarrow \tilde W \, n_0 / \lVert \tilde W \rVert_F
 
-This is SGD with momentum on :math:`\lambda h - \sum_j d_j` scaled by :math:`c`, followed by the projection on the sphere
-of norm :math:`n_0` (D3, arXiv 2411.09585, eq. 4; momentum is neither rescaled nor projected, as in the authors' release).
+This is SGD with momentum on :math:`\lambda h - \sum_j d_j` scaled by :math:`c`, followed by the projection on the
+sphere of norm :math:`n_0` (D3, arXiv 2411.09585, eq. 4; momentum is neither rescaled nor projected, as in the authors'
+release).
 
 Bytes moved a weight: 32 with ``distances`` carried from step to step (5 reads, 3 writes), 40 without.
 """
@@ -61,9 +62,9 @@ def projected_sgd_step_(
         backend: ``"auto"``, or the implementation to run or raise for.
 
     Notes:
-        A distance below 4 eps(float32) * norm has no gradient (as ``torch.norm`` at 0). A stepped weight of norm 0 stays
-        as it is; one whose norm is not finite becomes NaN. On a GPU: at most two launches for up to 64 layers, no sync,
-        and reruns are bit-identical.
+        A distance below 4 eps(float32) * norm has no gradient (as ``torch.norm`` at 0). A stepped weight of norm 0
+        stays as it is; one whose norm is not finite becomes NaN. On a GPU: at most two launches for up to 64 layers,
+        no sync, and reruns are bit-identical.
 
     Raises:
         TypeError: wrong dtypes.
@@ -128,7 +129,8 @@ def reference(
 
 
 def _distance(w: Tensor, w0: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(w.double() - w0.double())
+    distance: Tensor = torch.linalg.vector_norm(w.double() - w0.double())
+    return distance
 
 
 # --- compiled implementations ----------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def _cpp_dense(
         [w.numel() for w in weights], lr if lr_tensor is None else lr_tensor.item(), momentum, distance_weight,
         norms.data_ptr(), 0 if state is None else state.data_ptr(),
     )  # fmt: skip
-    if distances is not None and state is not distances:
+    if distances is not None and state is not None and state is not distances:
         distances.copy_(state)
 
 
@@ -205,7 +207,7 @@ def _cuda_dense(
             lr, 0 if lr_tensor is None else lr_tensor.data_ptr(), momentum, distance_weight, norms.data_ptr(),
             0 if state is None else state.data_ptr(), scratch.data_ptr(), torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
-    if distances is not None and state is not distances:
+    if distances is not None and state is not None and state is not distances:
         distances.copy_(state)
 
 
@@ -236,7 +238,9 @@ def _check_lists(lists: dict[str, list[Tensor]]) -> None:
     for name, tensors in lists.items():
         if len(tensors) != len(weights):
             raise ValueError(
-                message(NAME, name, f"{len(weights)} tensors, one a weight", str(len(tensors)), "pass lists of one length")
+                message(
+                    NAME, name, f"{len(weights)} tensors, one a weight", str(len(tensors)), "pass lists of one length"
+                )
             )
         for j, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
             _check_tensor(f"{name}[{j}]", tensor, weight)
@@ -262,7 +266,9 @@ def _check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
         raise TypeError(message(NAME, name, "a tensor", type(tensor).__name__, "pass torch.Tensors"))
     if tensor.shape != weight.shape:
         raise ValueError(
-            message(NAME, name, f"shape {list(weight.shape)} of its weight", str(list(tensor.shape)), "pass matching lists")
+            message(
+                NAME, name, f"shape {list(weight.shape)} of its weight", str(list(tensor.shape)), "pass matching lists"
+            )
         )
     if tensor.dtype != weight.dtype:
         raise TypeError(message(NAME, name, f"{weight.dtype} like its weight", str(tensor.dtype), "convert it"))
@@ -287,7 +293,13 @@ def _check_scalars(lr: float | Tensor, momentum: float, distance_weight: float) 
     if isinstance(lr, Tensor):
         if lr.dim() != 0 or lr.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                message(NAME, "lr", "a float or a 0-dim float32 tensor", f"{lr.dtype} {list(lr.shape)}", "use torch.tensor(0.01)")
+                message(
+                    NAME,
+                    "lr",
+                    "a float or a 0-dim float32 tensor",
+                    f"{lr.dtype} {list(lr.shape)}",
+                    "use torch.tensor(0.01)",
+                )
             )
     elif not 0.0 <= lr < float("inf"):
         raise ValueError(message(NAME, "lr", "a finite number >= 0", str(lr), "correct it"))

@@ -55,7 +55,7 @@ def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> No
 
 
 def check_label_range(op: str, target: Tensor, classes: int) -> None:
-    """Labels lie in ``[0, classes)``: always checked on the CPU; on the GPU, where it would sync, in debug mode only."""
+    """Labels lie in ``[0, classes)``: checked on the CPU always; on a GPU, where that syncs, in debug mode only."""
     if target.numel() == 0 or not (target.is_cpu or debug_enabled()):
         return
     outside = (target < 0) | (target >= classes)

@@ -1,5 +1,5 @@
-"""What tests, benchmarks, ``bdfast doctor`` and the GPU check share: for every op one list of cases, one way to run them
-on any backend, and one table of tolerances. An op appears everywhere by adding its suite module here.
+"""What tests, benchmarks, ``bdfast doctor`` and the GPU check share: for every op one list of cases, one way to run
+them on any backend, and one table of tolerances. An op appears everywhere by adding its suite module here.
 """
 
 from bdfast.testing.parity import Mismatch, compare, parity

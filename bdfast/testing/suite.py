@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class Case:
         why: what this shape or these values are there to catch.
         options: arguments of the suite's ``make``, besides device and dtype.
         dtypes: the dtypes it is run in.
+        conditioning: how much the case itself amplifies a rounding of its inputs, by cancellation; multiplies the
+            tolerance.
         benchmark: whether it is timed.
         large: whether it needs tens of gigabytes (run on a GPU only).
     """
@@ -33,6 +35,7 @@ class Case:
     why: str
     options: Mapping[str, Any]
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    conditioning: float = 1.0
     benchmark: bool = False
     large: bool = False
 
@@ -51,7 +54,6 @@ class OpSuite:
         baselines: name -> ``f(inputs) -> callable``: what to time beside it, such as ``eager`` and ``compile``.
         bytes_moved: the least that a step has to read and write, in bytes.
         opcheck_arguments: the raw ops and arguments that ``torch.library.opcheck`` is run on.
-        tolerances: relative and absolute tolerance overrides by output name.
     """
 
     name: str
@@ -63,7 +65,6 @@ class OpSuite:
     baselines: Mapping[str, Callable[[Inputs], Callable[[], Any]]]
     bytes_moved: Callable[[Inputs], int]
     opcheck_arguments: Callable[[Inputs], list[tuple[Any, tuple[Any, ...]]]]
-    tolerances: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def inputs(self, case: Case, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Inputs:
         """Fresh inputs of a case."""

@@ -52,7 +52,9 @@ def make(
     if carried:
         distances = torch.zeros(len(shapes), device=device)
         if carried == "known":
-            distances = torch.stack([(w.double() - a.double()).norm().float() for w, a in zip(weights, anchors, strict=True)])
+            distances = torch.stack(
+                [(w.double() - a.double()).norm().float() for w, a in zip(weights, anchors, strict=True)]
+            )
     return {
         "weights": weights,
         "anchors": anchors,
@@ -69,14 +71,14 @@ def make(
 
 def _start(start: str, anchor: Tensor, noise: Tensor) -> Tensor:
     if start == "random":
-        return noise * (anchor.norm() / noise.norm())
+        return noise.mul(anchor.norm() / noise.norm())
     if start == "far":
         return -anchor
     if start == "near":
         return anchor.clone()
     if start == "close":
         moved = anchor + 1e-3 * noise
-        return moved * (anchor.norm() / moved.norm())
+        return moved.mul(anchor.norm() / moved.norm())
     if start == "nan":
         moved = noise.clone()
         moved.view(-1)[0] = torch.nan
@@ -172,8 +174,9 @@ def eager(inputs: Inputs) -> Outputs:
 
 def bytes_moved(inputs: Inputs) -> int:
     """5 reads and 3 writes a weight with the distance carried; 40 bytes a float32 weight without."""
-    numel = sum(w.numel() for w in inputs["weights"])
-    return numel * inputs["weights"][0].element_size() * (8 if inputs["distances"] is not None else 10)
+    weights: list[Tensor] = inputs["weights"]
+    passes = 8 if inputs["distances"] is not None else 10
+    return passes * sum(w.numel() * w.element_size() for w in weights)
 
 
 def opcheck_arguments(inputs: Inputs) -> list[tuple[Any, tuple[Any, ...]]]:
@@ -186,6 +189,8 @@ def opcheck_arguments(inputs: Inputs) -> list[tuple[Any, tuple[Any, ...]]]:
 
 
 _HEAD: Shapes = ((512, 10),)
+_VGG19_HEAD: Shapes = ((4096, 25088), (4096, 4096), (10, 4096))
+# fmt: off
 CASES = (
     Case("d3-cifar10", "PreAct-ResNet18's head", {"shapes": _HEAD, "carried": "known"}, benchmark=True),
     Case("d3-cifar10-measured", "the same, distance measured", {"shapes": _HEAD}, benchmark=True),
@@ -200,19 +205,22 @@ CASES = (
     Case("channels-last", "kept, not copied", {"shapes": ((8, 4, 3, 3),), "layout": "channels_last"}),
     Case("transposed", "dense but not contiguous", {"shapes": ((12, 31),), "layout": "transposed"}),
     Case("mixed-strides", "gradient laid out differently", {"shapes": ((12, 31), (5, 5)), "layout": "mixed"}),
-    Case("many-layers", "more than one launch group", {"shapes": tuple((5, 3 + j) for j in range(70)), "carried": "known"}),
+    Case("many-layers", "several launch groups", {"shapes": tuple((5, 3 + j) for j in range(70)), "carried": "known"}),
     Case("empty-layer", "a layer without weights", {"shapes": ((0, 4), (4, 4)), "carried": "unknown"}),
     Case("far", "at the maximum", {"shapes": _HEAD, "start": "far", "carried": "known"}),
-    Case("near", "distance 0: no pull", {"shapes": _HEAD, "start": "near", "carried": "unknown", "steps": 1}),
-    Case("close", "the expansion cancels: direct sum", {"shapes": ((64, 50),), "start": "close", "carried": "known"}),
+    Case("near", "distance 0: no pull", {"shapes": _HEAD, "start": "near", "carried": "unknown", "steps": 1},
+         conditioning=1e4),  # ||W|| = 71 moves by 0.01
+    Case("close", "the expansion cancels: direct sum", {"shapes": ((64, 50),), "start": "close", "carried": "known"},
+         conditioning=1e3),  # W - W0 is a thousandth of W
     Case("zero", "weights of norm 0, no step", {"shapes": ((6, 6),), "start": "zero", "lr": 0.0, "carried": "unknown"}),
     Case("nan", "a NaN weight spoils its layer", {"shapes": ((6, 6), (4,)), "start": "nan", "carried": "unknown"}),
     Case("no-momentum", "momentum 0", {"shapes": ((20, 30),), "momentum": 0.0}),
     Case("no-pull", "distance weight 0: projected SGD alone", {"shapes": ((20, 30),), "distance_weight": 0.0}),
     Case("lr-tensor", "a captured graph's schedule", {"shapes": _HEAD, "lr_tensor": True, "carried": "known"}),
-    Case("vgg19-head", "119.5 M weights", {"shapes": ((4096, 25088), (4096, 4096), (10, 4096)), "carried": "known", "steps": 1},
-         large=True, benchmark=True),
-)  # fmt: skip
+    Case("vgg19-head", "119.5 M weights", {"shapes": _VGG19_HEAD, "carried": "known", "steps": 1}, large=True,
+         benchmark=True),
+)
+# fmt: on
 
 SUITE = OpSuite(
     name="projected_sgd_step_",

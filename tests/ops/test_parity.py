@@ -1,0 +1,127 @@
+"""Every backend of every op against the reference in float64, on every case."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bdfast.backends import find
+from bdfast.testing import Case, OpSuite, Outputs, compare, parity, suites
+from tests.ops.backends import combinations, skip_unless_runnable
+
+
+def run(suite: OpSuite, case: Case, backend: str, device: torch.device, dtype: torch.dtype) -> Outputs:
+    return {name: value.clone() for name, value in suite.run(suite.inputs(case, device, dtype), backend).items()}
+
+
+@pytest.mark.usefixtures("poisoned_empty")
+@pytest.mark.parametrize(("suite", "case", "backend", "dtype"), combinations())
+def test_matches_float64_reference(
+    suite: OpSuite, case: Case, backend: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    skip_unless_runnable(suite, case, backend, device, dtype)
+    mismatches = parity(suite, case, backend, device, dtype)
+    assert not mismatches, "\n".join(map(str, mismatches))
+
+
+@pytest.mark.parametrize(("suite", "case", "backend", "dtype"), combinations(benchmark_cases=False))
+def test_reruns_are_bit_identical(
+    suite: OpSuite, case: Case, backend: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    skip_unless_runnable(suite, case, backend, device, dtype)
+    first, second = (run(suite, case, backend, device, dtype) for _ in range(2))
+    for name in first:
+        assert torch.equal(first[name].nan_to_num(), second[name].nan_to_num()), name
+
+
+def test_thread_count_does_not_change_a_bit() -> None:
+    threads = torch.get_num_threads()
+    try:
+        for suite in suites().values():
+            if find(suite.name).reasons(torch.empty(0)).get("cpp", "") is not None:
+                pytest.skip("the compiled extension is not built")
+            for case in (c for c in suite.cases if c.benchmark and not c.large and "4096x4096" not in c.name):
+                results = []
+                for count in (1, 2, 3):
+                    torch.set_num_threads(count)
+                    results.append(run(suite, case, "cpp", torch.device("cpu"), torch.float32))
+                for name in results[0]:
+                    assert all(torch.equal(results[0][name], other[name]) for other in results[1:]), (case.name, name)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("suite", suites().values(), ids=suites().keys())
+def test_usual_pytorch_form_computes_the_same(suite: OpSuite) -> None:
+    """The benchmark's baseline is the same function: otherwise its timing means nothing."""
+    for case in suite.cases:
+        if case.benchmark and not case.large and "4096" not in case.name:
+            eager = suite.eager(suite.inputs(case))
+            mismatches = compare(eager, suite.run(suite.inputs(case), "reference"), suite)
+            assert all(m.excess < 20 for m in mismatches), "\n".join(map(str, mismatches))
+
+
+@pytest.mark.parametrize("suite", suites().values(), ids=suites().keys())
+def test_a_wrong_result_is_found(suite: OpSuite) -> None:
+    """The comparison itself can fail: one element off by 1e-4 of its size, or NaN, is reported with its place."""
+    case = next(c for c in suite.cases if c.benchmark)
+    for wrong in (1.0001, float("nan")):
+        got = run(suite, case, "reference", torch.device("cpu"), torch.float32)
+        expected = {name: value.clone() for name, value in got.items()}
+        name = max(got, key=lambda n: got[n].numel())
+        flat = got[name].view(-1)
+        position = int(flat.abs().argmax())
+        flat[position] *= wrong
+        (mismatch,) = compare(got, expected, suite)
+        assert mismatch.output == name
+        assert torch.tensor(mismatch.worst).tolist() == [
+            int(i) for i in torch.unravel_index(torch.tensor(position), got[name].shape)
+        ]
+
+
+@pytest.mark.parametrize("suite", suites().values(), ids=suites().keys())
+def test_opcheck(suite: OpSuite) -> None:
+    for case in suite.cases:
+        if case.benchmark or case.large:
+            continue
+        if any(
+            value.isnan().any() for value in run(suite, case, "reference", torch.device("cpu"), torch.float32).values()
+        ):
+            continue  # opcheck takes NaN for a difference
+        for op, arguments in suite.opcheck_arguments(suite.inputs(case)):
+            torch.library.opcheck(op, arguments)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(0, 80),
+    classes=st.integers(1, 70),
+    scale=st.sampled_from([0.0, 0.1, 10.0, 300.0]),
+    margin=st.sampled_from([0.0, 0.1, 3.0]),
+    reduction=st.sampled_from(["none", "sum", "mean"]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_hinge_cross_entropy_any_shape(
+    rows: int, classes: int, scale: float, margin: float, reduction: str, dtype: torch.dtype
+) -> None:
+    suite = suites()["hinge_cross_entropy"]
+    options = {"shape": (rows, classes), "scale": scale, "margin": margin, "reduction": reduction}
+    assert not parity(suite, Case("drawn", "", options), "auto", "cpu", dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4).map(tuple),
+    carried=st.sampled_from(["", "known", "unknown"]),
+    start=st.sampled_from(["random", "far", "close"]),
+    momentum=st.sampled_from([0.0, 0.9]),
+)
+def test_projected_sgd_step_any_shapes(
+    shapes: tuple[tuple[int, ...], ...], carried: str, start: str, momentum: float
+) -> None:
+    suite = suites()["projected_sgd_step_"]
+    options = {"shapes": shapes, "carried": carried, "start": start, "momentum": momentum}
+    # Drawn layers of a few weights may lie close to their anchor, where W - W0 cancels.
+    assert not parity(suite, Case("drawn", "", options, conditioning=1e3), "auto", "cpu", torch.float32)

@@ -55,11 +55,11 @@ sdist: env
 	rm -f dist/bdfast-*.tar.gz
 	$(PY) -m build --no-isolation --sdist
 
-# Made from the sdist, which is so known to be complete. Wheels carry the CUDA kernels whether or not this machine has a
-# GPU; WHEEL_SWITCHES=BDFAST_CUDA=0 leaves them out.
+# Made from the sdist, which is so known to be complete, and past pip's cache, which knows an sdist by its name alone.
+# Wheels carry the CUDA kernels whether or not this machine has a GPU; WHEEL_SWITCHES=BDFAST_CUDA=0 leaves them out.
 WHEEL_SWITCHES ?= BDFAST_CUDA=1
 wheel: sdist
-	$(WHEEL_SWITCHES) $(PY) -m pip wheel --no-build-isolation --no-deps -w dist dist/bdfast-*.tar.gz
+	$(WHEEL_SWITCHES) $(PY) -m pip wheel --no-cache-dir --no-build-isolation --no-deps -w dist dist/bdfast-*.tar.gz
 
 # Prints the interpreter in use.
 python:

@@ -25,6 +25,7 @@ from bdfast.attacks.labels import Relabel
 from bdfast.attacks.poisoned import PoisonedData
 from bdfast.attacks.registry import get, names
 from bdfast.errors import message
+from bdfast.files import atomic_write
 
 FORMAT = "bdfast.poisoned/1"
 ARRAYS = ("images", "labels", "original_labels", "is_poisoned", "is_cover")
@@ -60,14 +61,8 @@ def write(data: PoisonedData, path: str | os.PathLike[str]) -> None:
         "quantize": data.quantize,
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    file = Path(path)
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_write(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def read(path: str | os.PathLike[str]) -> PoisonedData:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bdfast.data.dataset import as_tensors
 from bdfast.errors import LabelRangeError, message
+from bdfast.files import atomic_write
 
 MAX_INDEX_FILE_BYTES = 1 << 30  # 50 million lines
 
@@ -156,12 +157,8 @@ def write_index(path: str | os.PathLike[str], indices: Tensor) -> None:
     if indices.ndim != 1:
         raise ValueError(message("write_index", "indices", "[n]", str(list(indices.shape)), "flatten the indices"))
     checked = _checked_indices(indices.tolist(), None, "write_index", "indices")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text("".join(f"{index}\n" for index in checked.tolist()), encoding="ascii")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.writelines(f"{index}\n" for index in checked.tolist())
 
 
 def _checked_indices(indices: list[int], size: int | None, where: str, argument: str) -> Tensor:

@@ -3,7 +3,7 @@
 # torch first: its wheel carries the OpenMP runtime that bdfast._C is to share, not to duplicate.
 import torch as _torch  # noqa: F401  isort: skip
 
-from bdfast import attacks, backends, data, metrics, models, nn, ops, optim
+from bdfast import attacks, backends, data, defenses, metrics, models, nn, ops, optim, training
 from bdfast._version import __version__
 from bdfast.backends import backend, debug, explain
 
@@ -14,10 +14,12 @@ __all__ = [
     "backends",
     "data",
     "debug",
+    "defenses",
     "explain",
     "metrics",
     "models",
     "nn",
     "ops",
     "optim",
+    "training",
 ]

@@ -75,8 +75,7 @@ void row_cross_entropy(const HingeCrossEntropyArgs& a, int64_t begin, int64_t en
   const T* logits = static_cast<const T*>(a.logits);
 #pragma omp simd
   for (int64_t i = begin; i < end; ++i)
-    ce[i - begin] =
-        (stats[2 * i] - to_float(logits[i * a.row_stride + a.target[i]])) + log_positive(stats[2 * i + 1]);
+    ce[i - begin] = (stats[2 * i] - to_float(logits[i * a.row_stride + a.target[i]])) + log_positive(stats[2 * i + 1]);
 }
 
 // The hinge is inactive only where CE <= margin is true: a NaN loss is not masked.

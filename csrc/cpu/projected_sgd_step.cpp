@@ -113,10 +113,13 @@ void projected_sgd_step(const ProjectedSgdSegment* segments, int64_t count, cons
   }
 
   const auto scale_of = [&](int64_t s) { return projection_scale(sums[s].weight_weight, norms[s]); };
-  const auto direct = [&](int64_t s) { return distances != nullptr && distance_needs_direct_sum(sums[s], scale_of(s)); };
+  const auto direct = [&](int64_t s) {
+    return distances != nullptr && distance_needs_direct_sum(sums[s], scale_of(s));
+  };
   parallel_chunks(total, 2 * bytes, [&](int64_t c) {
     const Chunk& chunk = chunks[static_cast<size_t>(c)];
-    squared[c] = project(segments[chunk.segment], chunk.begin, chunk.end, scale_of(chunk.segment), direct(chunk.segment));
+    squared[c] =
+        project(segments[chunk.segment], chunk.begin, chunk.end, scale_of(chunk.segment), direct(chunk.segment));
   });
   if (distances == nullptr) return;
   std::fill(distance.begin(), distance.end(), 0.0);

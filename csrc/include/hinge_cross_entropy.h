@@ -9,10 +9,10 @@
 namespace bdfast {
 
 struct HingeCrossEntropyArgs {
-  const void* logits;     // [N, C] of `dtype`, rows `row_stride` elements apart, classes contiguous
+  const void* logits;  // [N, C] of `dtype`, rows `row_stride` elements apart, classes contiguous
   DType dtype;
-  int64_t rows;           // N
-  int64_t classes;        // C
+  int64_t rows;     // N
+  int64_t classes;  // C
   int64_t row_stride;
   const int64_t* target;  // [N]
   float margin;           // nats

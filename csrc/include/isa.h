@@ -36,7 +36,7 @@
   namespace isa_avx512 {                     \
   signature;                                 \
   }
-#define BDFAST_CALL_BEST(function, ...)                                            \
+#define BDFAST_CALL_BEST(function, ...)                                              \
   (::bdfast::best_isa() == ::bdfast::Isa::avx512 ? isa_avx512::function(__VA_ARGS__) \
    : ::bdfast::best_isa() == ::bdfast::Isa::avx2 ? isa_avx2::function(__VA_ARGS__)   \
                                                  : isa_baseline::function(__VA_ARGS__))
@@ -52,7 +52,7 @@ namespace bdfast {
 
 enum class Isa { baseline, avx2, avx512 };
 
-Isa best_isa();              // what this processor runs, unless BDFAST_ISA_MAX=baseline|avx2 caps it
+Isa best_isa();  // what this processor runs, unless BDFAST_ISA_MAX=baseline|avx2 caps it
 const char* isa_name(Isa);
 
 }  // namespace bdfast

@@ -66,8 +66,7 @@ BDFAST_HOST_DEVICE bool distance_needs_direct_sum(const ProjectedSgdSums& sums, 
 }
 
 BDFAST_HOST_DEVICE float expanded_distance(const ProjectedSgdSums& sums, double scale) {
-  const double squared =
-      scale * scale * sums.weight_weight - 2.0 * scale * sums.weight_anchor + sums.anchor_anchor;
+  const double squared = scale * scale * sums.weight_weight - 2.0 * scale * sums.weight_anchor + sums.anchor_anchor;
   return static_cast<float>(sqrt(squared > 0.0 || squared != squared ? squared : 0.0));
 }
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E402  (the path comes first)
 """Ops on the CPU, interleaved with what users write instead: medians of many rounds, and ratios within rounds.
 
     python benchmarks/compare.py                          every op, both heaps, benchmarks/results/cpu_<commit>.json

@@ -73,12 +73,17 @@ def failures(suite: OpSuite, case: Case, device: torch.device, dtype: torch.dtyp
 
 
 def record(suite: OpSuite, case: Case, dtype: torch.dtype, moved: int, timings: Mapping[str, Timing]) -> dict[str, Any]:
-    """One line of a result file; ``ratios`` say how many times as long the others take."""
+    """One line of a result file."""
+    rounds = {name: timing.record() for name, timing in timings.items()}
+    return {**identity(suite, case, dtype), **figures(moved, timings), "rows": rounds}
+
+
+def figures(moved: int, timings: Mapping[str, Timing]) -> dict[str, Any]:
+    """What is worth a table; ``ratios`` say how many times as long the others take."""
     ours = timings[OURS]
     return {
-        **identity(suite, case, dtype),
         "bytes": moved,
-        "rows": {name: timing.record() for name, timing in timings.items()},
+        "us": round(ours.median * 1e6, 3),
         "ratios": {name: round(ours.times(t), 4) for name, t in timings.items() if name not in (OURS, COPY)},
         "gb_per_s": round(moved / ours.median / 1e9, 3),
         "share_of_copy": round(ours.times(timings[COPY]), 4),
@@ -88,6 +93,11 @@ def record(suite: OpSuite, case: Case, dtype: torch.dtype, moved: int, timings: 
 def identity(suite: OpSuite, case: Case, dtype: torch.dtype) -> dict[str, str]:
     """What a line of a result file is about."""
     return {"op": suite.name, "case": case.name, "dtype": dtype_name(dtype)}
+
+
+def failed_record(suite: OpSuite, case: Case, dtype: torch.dtype, reasons: list[str]) -> dict[str, Any]:
+    """A line without timings."""
+    return {**identity(suite, case, dtype), "failures": reasons}
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -101,7 +111,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
             continue
         ratios = [line["ratios"].get(name) for name in BASELINES]
         share = f"{100 * line['share_of_copy']:.0f} %"
-        lines.append([*head, line["rows"][OURS]["us"], *ratios, line["gb_per_s"], share])
+        lines.append([*head, line["us"], *ratios, line["gb_per_s"], share])
     return header, lines
 
 

@@ -98,6 +98,29 @@ void projected_sgd_step(const Addresses& weights, const Addresses& anchors, cons
                    pointer<const float>(norms), pointer<float>(distances));
 }
 
+#ifdef BDFAST_WITH_CUDA
+int64_t projected_sgd_step_scratch_of(const std::vector<int64_t>& numels) {
+  return projected_sgd_step_scratch(numels.data(), static_cast<int64_t>(numels.size()));
+}
+
+void projected_sgd_step_on_gpu(const Addresses& weights, const Addresses& anchors, const Addresses& grads,
+                               const Addresses& momentum_buffers, const std::vector<int64_t>& numels, float lr,
+                               uintptr_t lr_pointer, float momentum, float distance_weight, uintptr_t norms,
+                               uintptr_t distances, uintptr_t scratch, uintptr_t stream) {
+  const auto segments = make_segments(weights, anchors, grads, momentum_buffers, numels);
+  const ProjectedSgdScalars scalars{lr, momentum, distance_weight};
+  projected_sgd_step_cuda(segments.data(), static_cast<int64_t>(segments.size()), scalars,
+                          pointer<const float>(lr_pointer), pointer<const float>(norms), pointer<float>(distances),
+                          pointer<double>(scratch), pointer<void>(stream));
+}
+
+void bind_cuda(py::module_& m) {
+  using nogil = py::call_guard<py::gil_scoped_release>;
+  m.def("projected_sgd_step_scratch", &projected_sgd_step_scratch_of, nogil());
+  m.def("projected_sgd_step_cuda", &projected_sgd_step_on_gpu, nogil());
+}
+#endif
+
 #ifndef BDFAST_BUILD_INFO
 #define BDFAST_BUILD_INFO ""
 #endif

@@ -319,13 +319,14 @@ __device__ __forceinline__ void leave_partials(const Group& group, double (&sums
 template <int kCount>
 __device__ __forceinline__ void gather_partials(const Group& group, const Place& at, double (&sums)[kCount],
                                                 int first_kind) {
+  const double* of_block = partials(group, first_kind) + at.first;
+  const int64_t between_kinds = group.first_block[group.count];
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) {
-    const double* of_block = partials(group, first_kind + k) + at.first;
-    sums[k] = 0.0;
-    for (int b = static_cast<int>(threadIdx.x); b < at.blocks; b += kThreads) {
-      sums[k] += read<Cache::global>(of_block + b);
-    }
+  for (int k = 0; k < kCount; ++k) sums[k] = 0.0;
+#pragma unroll 1
+  for (int b = static_cast<int>(threadIdx.x); b < at.blocks; b += kThreads) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) sums[k] += read<Cache::global>(of_block + k * between_kinds + b);
   }
   block_sum<kThreads>(sums);
 }

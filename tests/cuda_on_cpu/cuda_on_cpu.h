@@ -5,6 +5,7 @@
 // on, the launch fails and says who waits where. Not covered: races, memory ordering, anything about speed.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -41,7 +42,9 @@ namespace cuda_on_cpu {
 enum class State { ready, at_shuffle, at_barrier, finished };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;  // how it begins; later switches are jumps, which make no system call
+  jmp_buf resume;
+  bool started;
   State state;
   int line;         // where it waits
   unsigned shuffle; // how many it has passed: two slots take turns, so that a value is read before it is overwritten
@@ -53,13 +56,22 @@ inline bool reverse_blocks = false;
 inline std::string error;
 inline std::vector<Fiber> fibers;
 inline unsigned current;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::function<void()> kernel_call;
 
 inline void wait(State state, int line) {
   fibers[current].state = state;
   fibers[current].line = line;
-  swapcontext(&fibers[current].context, &scheduler);
+  if (_setjmp(fibers[current].resume) == 0) _longjmp(scheduler, 1);
+}
+
+inline void run_until_wait(unsigned t) {
+  current = t;
+  threadIdx.x = t;
+  if (_setjmp(scheduler) != 0) return;
+  if (fibers[current].started) _longjmp(fibers[current].resume, 1);
+  fibers[current].started = true;
+  setcontext(&fibers[current].start);
 }
 
 inline void run_thread() {
@@ -88,16 +100,14 @@ inline bool run_block(unsigned threads) {
   stacks.resize(std::max<size_t>(stacks.size(), threads * kStack));
   fibers.assign(threads, Fiber{});
   for (unsigned t = 0; t < threads; ++t) {
-    getcontext(&fibers[t].context);
-    fibers[t].context.uc_stack.ss_sp = stacks.data() + t * kStack;
-    fibers[t].context.uc_stack.ss_size = kStack;
-    makecontext(&fibers[t].context, run_thread, 0);
+    getcontext(&fibers[t].start);
+    fibers[t].start.uc_stack.ss_sp = stacks.data() + t * kStack;
+    fibers[t].start.uc_stack.ss_size = kStack;
+    makecontext(&fibers[t].start, run_thread, 0);
   }
   for (;;) {
-    for (current = 0; current < threads; ++current) {
-      if (fibers[current].state != State::ready) continue;
-      threadIdx.x = current;
-      swapcontext(&scheduler, &fibers[current].context);
+    for (unsigned t = 0; t < threads; ++t) {
+      if (fibers[t].state == State::ready) run_until_wait(t);
     }
     bool released = false;
     for (unsigned w = 0; w < threads; w += 32) released |= release(w, std::min(w + 32, threads), State::at_shuffle);

@@ -21,7 +21,17 @@ def build(name: str, folder: Path) -> ctypes.CDLL:
     library = folder / f"{name}.so"
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     includes = [f"-I{INCLUDE}", f"-I{HERE}"]
-    command = [compiler, "-std=c++17", "-O2", *warnings, "-shared", "-fPIC", "-DBDFAST_ISA=cuda", *includes]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O2",
+        *warnings,
+        "-shared",
+        "-fPIC",
+        "-DBDFAST_ISA=cuda",
+        "-U_FORTIFY_SOURCE",
+        *includes,
+    ]
     result = subprocess.run([*command, str(HERE / f"{name}.cpp"), "-o", str(library)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return ctypes.CDLL(str(library))

@@ -7,7 +7,7 @@ take one launch; a larger one anywhere in the group sends the whole group down t
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -31,6 +31,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     built.planted_fault.restype = ctypes.c_char_p
     built.set_machine(1, 0)
     return built
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The tensors are small: spinning OpenMP threads would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass

@@ -19,6 +19,7 @@ Assumed: a few hundred clean labelled samples. Neither the trigger nor the targe
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from bdfast.defenses.layers import select_layers
 from bdfast.errors import message
 from bdfast.ops import hinge_cross_entropy
 from bdfast.optim import ProjectedSGD
+from bdfast.runtime.determinism import stream_seed
 from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback, Record
 from bdfast.runtime.resident import Augment
@@ -99,9 +101,9 @@ class D3Config:
     bn: BatchNormMode = "train"
     """Batch-norm statistics follow the clean set ("train" [R]) or stay ("frozen")."""
 
-    augment: Augment | AugmentName = "crop+flip"
-    """Of the clean images: "crop+flip" pads by an eighth of the side (4 pixels at 32 [R]); "crop" for digits and signs,
-    which have no mirror images; "none"; or an Augment."""
+    augment: Augment | AugmentName = "auto"
+    """Of the clean images: "crop+flip" pads by an eighth of the side (4 pixels at 32 [R]), "crop" does not
+    mirror, "none"; "auto" mirrors colour images only, since grayscale ones are digits and characters; or an Augment."""
 
     seed: int = 0
     """Seeds warm-up, order, augmentation and dropout."""
@@ -165,6 +167,7 @@ def d3(
     normalize: Normalization | None = None,
     device: str | torch.device | None = None,
     inplace: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> D3Result:
     """Move away from suspect weights while the clean loss stays under eps (arXiv 2411.09585, eq. 4).
 
@@ -178,6 +181,8 @@ def d3(
         normalize: ``(mean, std)`` of a model that does not normalise its own input.
         device: where to work, and where the returned model is; None is where ``model`` is.
         inplace: train ``model`` itself. Its old weights come back if anything raises, KeyboardInterrupt too.
+        checkpoint: a file that is written after every epoch; if it is there, the run continues from it, bit for bit. A
+            file of another run is refused.
 
     Returns:
         :class:`D3Result`. Model, train/eval mode, requires_grad flags, random state of the caller are as before.
@@ -195,7 +200,7 @@ def d3(
         >>> import bdfast
         >>> (images, labels), _, _ = bdfast.data.load("digits", limit=(200, 1))
         >>> model = bdfast.models.build("digits_cnn", num_classes=10, image_size=8, channels=1)
-        >>> result = d3(model, (images, labels), D3Config(epochs=2, augment="crop"))
+        >>> result = d3(model, (images, labels), D3Config(epochs=2))
         >>> result.layers, [sorted(record["distance"]) for record in result.history]
         (('linear',), [['linear'], ['linear']])
     """
@@ -219,12 +224,7 @@ def d3(
             {"params": list(weights.values()), "anchors": anchors},
             {"params": _others(work.model, weights), "projected": False},
         ]
-        optimizer = ProjectedSGD(
-            groups,
-            lr=config.lr,
-            momentum=config.momentum,
-            distance_weight=c,
-        )
+        optimizer = ProjectedSGD(groups, lr=config.lr, momentum=config.momentum, distance_weight=c)
 
         def constraint(logits: Tensor, labels: Tensor) -> Tensor:
             return c * lam * hinge_cross_entropy(logits, labels, config.eps, hinge=config.hinge)
@@ -242,8 +242,8 @@ def d3(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
         with work.watch("train"):
             history = fit(
-                work, constraint, optimizer, schedule, where="d3", epochs=config.epochs, batch_size=config.batch_size,
-                seed=config.seed, bn=config.bn, precision=config.precision, measure=measure, callback=callback,
+                "d3", work, constraint, optimizer, schedule, config,
+                measure=measure, callback=callback, checkpoint=checkpoint,
             )  # fmt: skip
     return D3Result(work.model, history, work.watch.seconds, config, tuple(layers))
 
@@ -257,7 +257,7 @@ def _warm_up_(weights: Sequence[Tensor], config: D3Config) -> None:
     if config.warm_up == "middle":
         text = "0 has no direction to project along before the first gradient arrives; prefer random"
         warnings.warn(f'd3: `warm_up` is "middle": {text}', UserWarning, stacklevel=3)
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(stream_seed(config.seed, "warm-up"))
     for w in weights:
         norm = torch.linalg.vector_norm(w, dtype=torch.float64)
         if config.warm_up == "random":

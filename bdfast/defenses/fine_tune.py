@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -49,9 +50,9 @@ class FineTuneConfig:
     bn: BatchNormMode = "train"
     """Batch-norm statistics follow the clean set ("train") or stay ("frozen")."""
 
-    augment: Augment | AugmentName = "crop+flip"
-    """Of the clean images: "crop+flip" pads by an eighth of the side (4 pixels at 32); "crop" for digits and signs,
-    which have no mirror images; "none"; or an Augment."""
+    augment: Augment | AugmentName = "auto"
+    """Of the clean images: "crop+flip" pads by an eighth of the side (4 pixels at 32), "crop" does not mirror,
+    "none"; "auto" mirrors colour images only, since grayscale ones are digits and characters; or an Augment."""
 
     seed: int = 0
     """Seeds order, augmentation and dropout."""
@@ -83,6 +84,7 @@ def fine_tune(
     normalize: Normalization | None = None,
     device: str | torch.device | None = None,
     inplace: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> FineTuneResult:
     """Train on with cross entropy, momentum SGD and weight decay; arguments and errors are those of :func:`d3`.
 
@@ -94,7 +96,7 @@ def fine_tune(
         >>> import bdfast
         >>> clean_data, _, _ = bdfast.data.load("digits", limit=(200, 1))
         >>> model = bdfast.models.build("digits_cnn", num_classes=10, image_size=8, channels=1)
-        >>> result = fine_tune(model, clean_data, FineTuneConfig(epochs=2, augment="crop"))
+        >>> result = fine_tune(model, clean_data, FineTuneConfig(epochs=2))
         >>> [record["lr"] for record in result.history]
         [0.01, 0.005]
     """
@@ -119,8 +121,6 @@ def fine_tune(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
         with work.watch("train"):
             history = fit(
-                work, cross_entropy, optimizer, schedule, where="fine_tune", epochs=config.epochs,
-                batch_size=config.batch_size, seed=config.seed, bn=config.bn, precision=config.precision,
-                callback=callback,
-            )  # fmt: skip
+                "fine_tune", work, cross_entropy, optimizer, schedule, config, callback=callback, checkpoint=checkpoint
+            )
     return FineTuneResult(work.model, history, work.watch.seconds, config)

@@ -45,7 +45,8 @@ def select_layers(
             remedy = "remove its parametrization first (torch.nn.utils.parametrize.remove_parametrizations)"
             got = f"a computed weight in `{name}`"
             raise ValueError(message(where, "layers", "layers that own their weight", got, remedy))
-    return chosen
+    first = {layer.weight: name for name, layer in reversed(chosen.items())}  # layers that share a weight count once
+    return {name: layer for name, layer in chosen.items() if first[layer.weight] == name}
 
 
 def _layers_inside(where: str, model: nn.Module, name: str) -> dict[str, nn.Linear | nn.Conv2d]:

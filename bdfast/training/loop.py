@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from bdfast.errors import message
+from bdfast.runtime.determinism import stream_seed
 from bdfast.runtime.precision import Precision, autocast
 from bdfast.runtime.progress import Callback, Record
+from bdfast.training import resume
 from bdfast.training.options import BatchNormMode
 from bdfast.training.workspace import Workspace, logits_of
 
@@ -23,37 +26,48 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits [B, K], labels [B]) to the scalar whose gradient the optimizer gets."""
 
 
+class LoopOptions(Protocol):
+    """The part of a config that the loop reads; see :class:`bdfast.training.TrainConfig` for the meaning."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def bn(self) -> BatchNormMode: ...
+    @property
+    def precision(self) -> Precision: ...
+
+
 def fit(
+    where: str,
     work: Workspace,
     objective: Objective,
     optimizer: Optimizer,
     schedule: LRScheduler,
+    options: LoopOptions,
     *,
-    where: str,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    bn: BatchNormMode = "train",
-    precision: Precision = "fp32",
     schedule_every: Literal["epoch", "batch"] = "epoch",
     measure: Callable[[float], Mapping[str, Any]] | None = None,
     callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> list[Record]:
     """Minimise ``objective`` over shuffled, augmented batches; the last, smaller one counts too.
 
     Nothing is read back from the device within an epoch.
 
     Args:
+        where: the function on whose behalf this happens; it opens the messages.
         work: model, data and device.
         objective: see :data:`Objective`; logits come as float32 or wider.
         optimizer, schedule: over the parameters of ``work.model``.
-        where: the function on whose behalf this happens; it opens the messages.
-        epochs, batch_size, seed: epoch e draws its order and augmentation from (seed, e).
-        bn: ``"frozen"`` keeps batch-norm statistics and uses them.
-        precision: arithmetic of forward and backward passes.
+        options: a config; epoch e draws its order and augmentation from (seed, e).
         schedule_every: when the schedule takes a step.
         measure: mean objective of an epoch to what else its record is to hold, at the end of the epoch.
         callback: called with every record.
+        checkpoint: a file that is written after every epoch, and continued from, bit for bit, if it is there.
 
     Returns:
         A record an epoch: ``epoch`` (from 1), ``epochs``, ``loss`` (mean objective), ``accuracy`` (fraction of the
@@ -61,45 +75,64 @@ def fit(
 
     Raises:
         FloatingPointError: the objective or a weight was no longer finite at the end of an epoch.
+        ValueError: ``checkpoint`` is damaged, or belongs to another run.
     """
     history: list[Record] = []
-    for epoch in range(1, epochs + 1):
+    run = ""
+    if checkpoint is not None:
+        state = work.model.state_dict().values()
+        run = resume.fingerprint(where, options, (*state, work.data.images, work.data.labels))
+        history = resume.load(checkpoint, run, work.model, optimizer, schedule, work.data.device)
+    for epoch in range(len(history) + 1, options.epochs + 1):
         start = time.perf_counter()
         lr = float(optimizer.param_groups[0]["lr"])
-        set_training_mode(work.model, bn)
-        total = torch.zeros(2, dtype=torch.float64, device=work.data.device)  # of the objective, of correct samples
-        for x, y, _ in work.data.batches(batch_size, shuffle=True, epoch_seed=epoch_seed(seed, epoch)):
-            with autocast(work.data.device, precision):
-                logits = logits_of(where, work.forward(x), len(x))
-            logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-            loss = objective(logits, y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += torch.stack((loss.detach() * len(x), (logits.detach().argmax(1) == y).sum()))
-            if schedule_every == "batch":
-                schedule.step()
+        per_batch = schedule if schedule_every == "batch" else None
+        loss, accuracy = _run_epoch(where, epoch, work, objective, optimizer, per_batch, options)
         if schedule_every == "epoch":
             schedule.step()
-        mean, accuracy = (total / len(work.data)).tolist()
-        _check_finite(where, epoch, mean, work.model)
-        record: Record = {"epoch": epoch, "epochs": epochs, "loss": mean, "accuracy": accuracy, "lr": lr}
+        _check_finite(where, epoch, loss, work.model)
+        record: Record = {"epoch": epoch, "epochs": options.epochs, "loss": loss, "accuracy": accuracy, "lr": lr}
         if measure is not None:
-            record.update(measure(mean))
+            record.update(measure(loss))
         history.append({**record, "seconds": time.perf_counter() - start})
+        if checkpoint is not None:
+            resume.save(checkpoint, run, history, work.model, optimizer, schedule, work.data.device)
         if callback is not None:
             callback(dict(history[-1]))
     return history
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Seed of an epoch's order and augmentation: distinct for all seeds below 2^32 and epochs below 2^20.
+def _run_epoch(
+    where: str,
+    epoch: int,
+    work: Workspace,
+    objective: Objective,
+    optimizer: Optimizer,
+    per_batch: LRScheduler | None,
+    options: LoopOptions,
+) -> tuple[float, float]:
+    """One epoch's steps; mean objective and accuracy, read back once, at the end."""
+    data, device = work.data, work.data.device
+    set_training_mode(work.model, options.bn)
+    total = torch.zeros(2, dtype=torch.float64, device=device)  # of the objective, of correct samples
+    for x, y, _ in data.batches(options.batch_size, shuffle=True, epoch_seed=epoch_seed(options.seed, epoch)):
+        with autocast(device, options.precision):
+            logits = logits_of(where, work.forward(x), len(x))
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        loss = objective(logits, y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += torch.stack((loss.detach() * len(x), (logits.detach().argmax(1) == y).sum()))
+        if per_batch is not None:
+            per_batch.step()
+    mean, accuracy = (total / len(data)).tolist()
+    return mean, accuracy
 
-    Example:
-        >>> epoch_seed(1, 0) == epoch_seed(0, 1)
-        False
-    """
-    return (seed << 20) + epoch
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed of an epoch's order and augmentation."""
+    return stream_seed(seed, f"epoch {epoch}")
 
 
 def set_training_mode(model: nn.Module, bn: BatchNormMode) -> None:

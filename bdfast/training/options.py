@@ -10,24 +10,30 @@ from bdfast.errors import message
 from bdfast.runtime.precision import PRECISIONS
 from bdfast.runtime.resident import Augment
 
-AugmentName: TypeAlias = Literal["crop+flip", "crop", "none"]
+AugmentName: TypeAlias = Literal["auto", "crop+flip", "crop", "none"]
 BatchNormMode: TypeAlias = Literal["train", "frozen"]
 
 
 def augmentation(
     choice: Augment | AugmentName,
-    image_size: Sequence[int],  # (H, W)
+    shape: Sequence[int],  # [..., C, H, W]
 ) -> Augment:
-    """The augmentation of a name: crops are padded by an eighth of the shorter side (4 pixels at 32, 1 at 8).
+    """The augmentation of a name, for images of a shape.
+
+    Crops are padded by an eighth of the shorter side (4 pixels at 32, 1 at 8). ``"auto"`` is ``"crop+flip"`` for colour
+    images and ``"crop"`` for grayscale ones, which are digits and characters: mirrored ones cost D3 five points of
+    accuracy on scikit-learn's digits.
 
     Example:
-        >>> augmentation("crop+flip", (32, 32)), augmentation("crop", (8, 8))
+        >>> augmentation("auto", (3, 32, 32)), augmentation("auto", (1, 8, 8))
         (Augment(crop_padding=4, flip=True), Augment(crop_padding=1, flip=False))
     """
     if isinstance(choice, Augment):
         return choice
-    padding = 0 if choice == "none" else max(1, round(min(image_size) / 8))
-    return Augment(crop_padding=padding, flip=choice == "crop+flip")
+    channels, height, width = shape[-3:]
+    padding = 0 if choice == "none" else max(1, round(min(height, width) / 8))
+    flip = choice == "crop+flip" or (choice == "auto" and channels >= 3)
+    return Augment(crop_padding=padding, flip=flip)
 
 
 def check_training_options(where: str, options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -62,9 +63,9 @@ class TrainConfig:
     bn: BatchNormMode = "train"
     """Batch-norm statistics follow the batches ("train") or stay ("frozen")."""
 
-    augment: Augment | AugmentName = "crop+flip"
-    """"crop+flip" pads by an eighth of the side (4 pixels at 32); "crop" for digits and signs, which have no mirror
-    images; "none"; or an Augment."""
+    augment: Augment | AugmentName = "auto"
+    """Of the images: "crop+flip" pads by an eighth of the side (4 pixels at 32), "crop" does not mirror,
+    "none"; "auto" mirrors colour images only, since grayscale ones are digits and characters; or an Augment."""
 
     seed: int = 0
     """Seeds order, augmentation and dropout; the initial weights are the model's."""
@@ -111,6 +112,7 @@ def train_classifier(
     callback: Callback | None = None,
     *,
     normalize: Normalization | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> TrainResult:
     """Train ``model`` itself, where it is, with cross entropy and momentum SGD.
 
@@ -122,6 +124,8 @@ def train_classifier(
         config: see :class:`TrainConfig`.
         callback: called with every epoch's record; what it raises ends the run.
         normalize: ``(mean, std)`` of a model that does not normalise its own input.
+        checkpoint: a file that is written after every epoch; if it is there, the run continues from it, bit for bit. A
+            file of another run is refused.
 
     Returns:
         :class:`TrainResult`; a record holds ``epoch``, ``epochs``, ``loss`` (nats), ``accuracy``, ``lr``, ``seconds``.
@@ -154,10 +158,9 @@ def train_classifier(
         )
         with work.watch("train"):
             history = fit(
-                work, cross_entropy, optimizer, _schedule(optimizer, work, config), where="train_classifier",
-                epochs=config.epochs, batch_size=config.batch_size, seed=config.seed, bn=config.bn,
-                precision=config.precision, schedule_every="epoch" if config.schedule == "cosine" else "batch",
-                callback=callback,
+                "train_classifier", work, cross_entropy, optimizer, _schedule(optimizer, work, config), config,
+                schedule_every="epoch" if config.schedule == "cosine" else "batch",
+                callback=callback, checkpoint=checkpoint,
             )  # fmt: skip
     return TrainResult(work.model, history, work.watch.seconds, config)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bdfast.data import as_tensors, check_labels
 from bdfast.errors import message
 from bdfast.nn import normalized
-from bdfast.runtime.determinism import deterministic_kernels, isolated_rng
+from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
 from bdfast.runtime.progress import Stopwatch
 from bdfast.runtime.resident import Augment, ResidentData
@@ -79,7 +79,7 @@ def workspace(
     actual = place or model_device(model)
     watch = Stopwatch(actual)
     with (
-        isolated_rng(options.seed, actual),
+        isolated_rng(stream_seed(options.seed, "global"), actual),
         deterministic_kernels(options.deterministic, actual),
         working_model(model, where, inplace=inplace, device=place) as work,
     ):
@@ -122,7 +122,7 @@ def check_weights(where: str, model: nn.Module) -> None:
 
 def _resident(model: nn.Module, images: Tensor, labels: Tensor, augment: Any, channels_last: bool) -> ResidentData:
     weight = next(p for p in model.parameters() if p.is_floating_point())
-    chosen: Augment = augmentation(augment, images.shape[2:])
+    chosen: Augment = augmentation(augment, images.shape)
     return ResidentData(
         images, labels, device=weight.device, augment=chosen, dtype=weight.dtype, channels_last=channels_last
     )

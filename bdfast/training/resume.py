@@ -1,0 +1,95 @@
+"""A run that can be taken up again: its state in one file, written after every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import Optimizer
+
+from bdfast.errors import message
+from bdfast.files import atomic_write
+from bdfast.runtime.progress import Record
+
+FORMAT = "bdfast.training/1"
+
+
+def fingerprint(where: str, config: Any, tensors: Iterable[Tensor]) -> str:
+    """What tells one run from another: the function, its config, and the bits that it starts from.
+
+    Example:
+        >>> from bdfast.training import TrainConfig
+        >>> a, b = (fingerprint("example", TrainConfig(seed=seed), [torch.ones(2)]) for seed in (0, 1))
+        >>> len(a), a == b
+        (64, False)
+    """
+    digest = hashlib.sha256(json.dumps([where, asdict(config)]).encode())
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype}{list(plain.shape)}".encode())
+        digest.update(plain.view(-1).view(torch.uint8).numpy().data if plain.numel() else b"")
+    return digest.hexdigest()
+
+
+def save(
+    path: str | os.PathLike[str],
+    run: str,
+    history: list[Record],
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    device: torch.device,
+) -> None:
+    """Write the state after an epoch; a reader sees the old file or the new one, never a part."""
+    content = {
+        "format": FORMAT,
+        "run": run,
+        "history": history,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "rng": [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])],
+    }
+    with atomic_write(path, "wb") as file:
+        torch.save(content, file)
+
+
+def load(
+    path: str | os.PathLike[str],
+    run: str,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    device: torch.device,
+) -> list[Record]:
+    """Put everything back as it was after the last saved epoch, and return its history; [] if there is no file.
+
+    Raises:
+        ValueError: the file is damaged, or belongs to another run.
+    """
+    if not Path(path).exists():
+        return []
+    expected, remedy = "a checkpoint of this very run", "take another path, or remove the file to start afresh"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)  # never unpickles code
+    except Exception as error:  # a damaged file can fail in any way
+        got = f"a file that cannot be read ({type(error).__name__})"
+        raise ValueError(message("checkpoint", str(path), expected, got, remedy)) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("run") != run:
+        got = "one of another function, config, model or data"
+        raise ValueError(message("checkpoint", str(path), expected, got, remedy))
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    schedule.load_state_dict(content["schedule"])
+    torch.set_rng_state(content["rng"][0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(content["rng"][1], device)
+    return list(content["history"])

@@ -1,0 +1,153 @@
+"""The classifier trainer, its loop's options, and the runtime it stands on."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bdfast.runtime import Augment
+from bdfast.runtime.determinism import deterministic_kernels
+from bdfast.runtime.precision import autocast
+from bdfast.runtime.progress import Progress
+from bdfast.training import TrainConfig, train_classifier
+from bdfast.training.options import augmentation
+
+QUICK = TrainConfig(epochs=4, batch_size=8, lr=0.1, augment="none")
+
+
+@pytest.fixture
+def data() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    labels = torch.arange(60) % 3
+    return (torch.rand(60, 1, 6, 6, generator=g) + labels[:, None, None, None]) / 4, labels
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    g = torch.Generator().manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    with torch.no_grad():
+        for layer in (layers[0], layers[4]):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=g) * 0.2)
+            layer.bias.zero_()
+    return layers
+
+
+def bits(model: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in model.state_dict().values()]
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_it_learns_in_place_and_repeats_itself(net: nn.Sequential, data: tuple[Tensor, Tensor], schedule: Any) -> None:
+    twin = copy.deepcopy(net)
+    config = TrainConfig(epochs=12, batch_size=8, lr=0.04, augment="none", schedule=schedule)
+    records: list[dict[str, Any]] = []
+    result = train_classifier(net, data, config, records.append)
+    assert result.model is net
+    assert result.history == records
+    assert records[-1]["accuracy"] > 0.9
+    train_classifier(twin, data, config)
+    assert equal(bits(net), bits(twin))
+    if schedule == "one_cycle":
+        assert records[3]["lr"] > records[0]["lr"] > records[-1]["lr"]
+    else:
+        assert records[6]["lr"] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_checkpoint_resumes_bit_identically(
+    net: nn.Sequential, data: tuple[Tensor, Tensor], tmp_path: Path, schedule: Any
+) -> None:
+    config = TrainConfig(epochs=4, batch_size=8, lr=0.1, augment=Augment(1, True), schedule=schedule)
+    straight, path = copy.deepcopy(net), tmp_path / "run.pt"
+    train_classifier(straight, data, config)
+    before = bits(net)
+
+    def interrupt(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(net, data, config, interrupt, checkpoint=path)
+    assert equal(bits(net), before)
+    result = train_classifier(net, data, config, checkpoint=path)
+    assert equal(bits(net), bits(straight))
+    assert [record["epoch"] for record in result.history] == [1, 2, 3, 4]
+
+
+def test_channels_last_and_bfloat16(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> None:
+    results = {}
+    for name, changes in {"plain": {}, "last": {"channels_last": True}, "half": {"precision": "bf16"}}.items():
+        results[name] = train_classifier(
+            copy.deepcopy(net), data, TrainConfig(epochs=2, batch_size=20, augment="none", **changes)
+        ).model
+    for name, tolerance in (("last", 1e-4), ("half", 0.1)):
+        for p, q in zip(results["plain"].parameters(), results[name].parameters(), strict=True):
+            assert p.dtype == q.dtype == torch.float32
+            torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+
+
+def test_wrong_options(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(ValueError, match="TrainConfig: `schedule` expected one of cosine, one_cycle, got 'step'"):
+        TrainConfig(schedule="step")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="TrainConfig: `channels_last` expected True or False, got 1"):
+        TrainConfig(channels_last=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="TrainConfig: `weight_decay` expected a finite number"):
+        TrainConfig(weight_decay=float("inf"))
+    with pytest.raises(TypeError, match="train_classifier: `config` expected a TrainConfig, got dict"):
+        train_classifier(net, data, {})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`model` expected parameters to train, got none"):
+        train_classifier(nn.Flatten(), data, QUICK)
+    with pytest.raises(ValueError, match=r"`model` expected an output of logits \[2, K\].*got \[2, 4, 4, 4\]"):
+        train_classifier(net[:2], data, QUICK)
+
+
+def test_augmentation_scales_with_the_image() -> None:
+    assert augmentation("crop+flip", (3, 32, 32)) == Augment(crop_padding=4, flip=True)
+    assert augmentation("crop", (3, 64, 80)) == Augment(crop_padding=8, flip=False)
+    assert augmentation("auto", (10, 1, 8, 8)) == Augment(crop_padding=1, flip=False)
+    assert augmentation("auto", (10, 3, 4, 4)) == Augment(crop_padding=1, flip=True)
+    assert augmentation("none", (3, 32, 32)) == Augment.none()
+    assert augmentation(Augment(3, False), (3, 32, 32)) == Augment(3, False)
+
+
+def test_precision_holds_whatever_the_caller_runs_under() -> None:
+    a = torch.ones(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16), autocast(a.device, "fp32"):
+        assert (a @ a).dtype == torch.float32
+    with autocast(a.device, "bf16"):
+        assert (a @ a).dtype == torch.bfloat16
+
+
+def test_deterministic_kernels_are_switched_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic_kernels(True, torch.device("cuda:0")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_progress_rewrites_its_line_on_a_terminal_only() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    plain, terminal = io.StringIO(), Terminal()
+    for stream in (plain, terminal):
+        progress = Progress("ft", stream)
+        for epoch in (1, 2):
+            progress({"epoch": epoch, "epochs": 2, "loss": 0.5})
+    assert plain.getvalue() == "ft 1/2  loss 0.5\nft 2/2  loss 0.5\n"
+    assert terminal.getvalue() == "\r\033[Kft 1/2  loss 0.5\r\033[Kft 2/2  loss 0.5\n"

@@ -11,7 +11,10 @@
 
 #include "hinge_cross_entropy.h"
 #include "isa.h"
+#include "linear_sce_margin.h"
 #include "projected_sgd_step.h"
+#include "sce_loss.h"
+#include "sce_margin.h"
 
 #ifdef BDFAST_WITH_CUDA
 #include "cuda_api.h"
@@ -21,9 +24,7 @@ namespace py = pybind11;
 
 namespace bdfast {
 
-const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
-}
+const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
 
 static Isa detect_isa() {
 #ifdef BDFAST_X86_ISAS
@@ -55,8 +56,14 @@ T* pointer(uintptr_t address) {
 
 HingeCrossEntropyArgs hinge_args(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
                                  uintptr_t target, float margin, bool batch_hinge) {
-  return {pointer<const void>(logits), static_cast<DType>(dtype), rows,   classes,
-          row_stride,                  pointer<const int64_t>(target), margin, batch_hinge};
+  return {pointer<const void>(logits),
+          static_cast<DType>(dtype),
+          rows,
+          classes,
+          row_stride,
+          pointer<const int64_t>(target),
+          margin,
+          batch_hinge};
 }
 
 int64_t hinge_cross_entropy_fwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
@@ -90,12 +97,60 @@ std::vector<ProjectedSgdSegment> make_segments(const Addresses& weights, const A
 }
 
 void projected_sgd_step(const Addresses& weights, const Addresses& anchors, const Addresses& grads,
-                        const Addresses& momentum_buffers, const std::vector<int64_t>& numels, float lr,
-                        float momentum, float distance_weight, uintptr_t norms, uintptr_t distances) {
+                        const Addresses& momentum_buffers, const std::vector<int64_t>& numels, float lr, float momentum,
+                        float distance_weight, uintptr_t norms, uintptr_t distances) {
   const auto segments = make_segments(weights, anchors, grads, momentum_buffers, numels);
   const ProjectedSgdScalars scalars{lr, momentum, distance_weight};
   BDFAST_CALL_BEST(projected_sgd_step, segments.data(), static_cast<int64_t>(segments.size()), scalars,
                    pointer<const float>(norms), pointer<float>(distances));
+}
+
+SceLossArgs sce_loss_args(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
+                          uintptr_t target, float alpha, float reverse) {
+  return {pointer<const void>(logits),
+          static_cast<DType>(dtype),
+          rows,
+          classes,
+          row_stride,
+          pointer<const int64_t>(target),
+          alpha,
+          reverse};
+}
+
+int64_t sce_loss_fwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride, uintptr_t target,
+                     float alpha, float reverse, int reduction, uintptr_t loss, uintptr_t stats) {
+  const auto args = sce_loss_args(logits, dtype, rows, classes, row_stride, target, alpha, reverse);
+  return BDFAST_CALL_BEST(sce_loss_fwd, args, static_cast<Reduction>(reduction), pointer<float>(loss),
+                          pointer<float>(stats));
+}
+
+void sce_loss_bwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride, uintptr_t target,
+                  float alpha, float reverse, int reduction, uintptr_t grad_loss, uintptr_t stats,
+                  uintptr_t grad_logits) {
+  const auto args = sce_loss_args(logits, dtype, rows, classes, row_stride, target, alpha, reverse);
+  BDFAST_CALL_BEST(sce_loss_bwd, args, static_cast<Reduction>(reduction), pointer<const float>(grad_loss),
+                   pointer<const float>(stats), pointer<void>(grad_logits));
+}
+
+int64_t sce_margin(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride, uintptr_t target,
+                   uintptr_t margin) {
+  const SceMarginArgs args{pointer<const void>(logits),   static_cast<DType>(dtype), rows, classes, row_stride,
+                           pointer<const int64_t>(target)};
+  return BDFAST_CALL_BEST(sce_margin, args, pointer<float>(margin));
+}
+
+SceState sce_state(uintptr_t max, uintptr_t sum, uintptr_t label) {
+  return {pointer<float>(max), pointer<float>(sum), pointer<float>(label)};
+}
+
+void linear_sce_margin_update(uintptr_t logits, int64_t rows, int64_t classes, int64_t first_class, uintptr_t target,
+                              uintptr_t max, uintptr_t sum, uintptr_t label) {
+  const LogitsTile tile{pointer<const float>(logits), rows, classes, first_class, pointer<const int64_t>(target)};
+  BDFAST_CALL_BEST(linear_sce_margin_update, tile, sce_state(max, sum, label));
+}
+
+void linear_sce_margin_finish(uintptr_t max, uintptr_t sum, uintptr_t label, int64_t rows, uintptr_t margin) {
+  BDFAST_CALL_BEST(linear_sce_margin_finish, sce_state(max, sum, label), rows, pointer<float>(margin));
 }
 
 #ifdef BDFAST_WITH_CUDA
@@ -146,6 +201,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("hinge_cross_entropy_fwd", &hinge_cross_entropy_fwd, nogil());
   m.def("hinge_cross_entropy_bwd", &hinge_cross_entropy_bwd, nogil());
   m.def("projected_sgd_step", &projected_sgd_step, nogil());
+  m.def("sce_loss_fwd", &sce_loss_fwd, nogil());
+  m.def("sce_loss_bwd", &sce_loss_bwd, nogil());
+  m.def("sce_margin", &sce_margin, nogil());
+  m.def("linear_sce_margin_update", &linear_sce_margin_update, nogil());
+  m.def("linear_sce_margin_finish", &linear_sce_margin_finish, nogil());
 #ifdef BDFAST_WITH_CUDA
   m.attr("has_cuda") = true;
   bind_cuda(m);

@@ -13,17 +13,11 @@
 
 #include "parallel.h"
 #include "row_math.h"
+#include "rows.h"
 
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
 namespace {
-
-constexpr int64_t kRowsPerChunk = 64;
-
-// Rows of up to this many classes are computed 16 rows at a time, one a vector lane: a row of 10 would leave most of a
-// vector, and all of a loop's start and end, to waste.
-constexpr int64_t kNarrow = 32;
-constexpr int64_t kLanes = 16;
 
 template <class T>
 void wide_row_stats(const T* row, int64_t classes, float* stats) {
@@ -39,17 +33,17 @@ void wide_row_stats(const T* row, int64_t classes, float* stats) {
 
 template <class T>
 void narrow_row_stats(const T* rows, int64_t stride, int64_t classes, float* stats) {
-  float max[kLanes], sum[kLanes];
+  float block[kNarrow * kLanes], max[kLanes], sum[kLanes];
+  load_transposed(rows, stride, classes, block);
   for (int64_t lane = 0; lane < kLanes; ++lane) max[lane] = -INFINITY;
   for (int64_t lane = 0; lane < kLanes; ++lane) sum[lane] = 0.0f;
   for (int64_t j = 0; j < classes; ++j) {
 #pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane) max[lane] = std::max(max[lane], to_float(rows[lane * stride + j]));
+    for (int64_t lane = 0; lane < kLanes; ++lane) max[lane] = std::max(max[lane], block[j * kLanes + lane]);
   }
   for (int64_t j = 0; j < classes; ++j) {
 #pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane)
-      sum[lane] += exp_nonpositive(to_float(rows[lane * stride + j]) - max[lane]);
+    for (int64_t lane = 0; lane < kLanes; ++lane) sum[lane] += exp_nonpositive(block[j * kLanes + lane] - max[lane]);
   }
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     stats[2 * lane] = max[lane];
@@ -85,10 +79,8 @@ inline float hinge(float cross_entropy, float margin) {
 
 template <class T>
 int64_t forward(const HingeCrossEntropyArgs& a, Reduction reduction, float* loss, float* stats) {
-  for (int64_t i = 0; i < a.rows; ++i) {
-    if (a.target[i] < 0 || a.target[i] >= a.classes) return i;
-  }
-  const int64_t chunks = (a.rows + kRowsPerChunk - 1) / kRowsPerChunk;
+  if (const int64_t outside = first_label_outside(a.target, a.rows, a.classes); outside >= 0) return outside;
+  const int64_t chunks = row_chunks(a.rows);
   std::vector<double> partial(static_cast<size_t>(chunks));
   const bool hinge_rows = !a.batch_hinge;
   parallel_chunks(chunks, a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
@@ -168,7 +160,7 @@ void backward_rows(const HingeCrossEntropyArgs& a, int64_t begin, int64_t end, c
 template <class T>
 void backward(const HingeCrossEntropyArgs& a, Reduction reduction, const float* grad_loss, const float* loss,
               const float* stats, void* grad_logits) {
-  const int64_t chunks = (a.rows + kRowsPerChunk - 1) / kRowsPerChunk;
+  const int64_t chunks = row_chunks(a.rows);
   const float shared = reduction == Reduction::mean ? grad_loss[0] / static_cast<float>(a.rows) : grad_loss[0];
   const bool batch_active = a.batch_hinge && !(*loss <= 0.0f);
   parallel_chunks(chunks, 2 * a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
@@ -188,27 +180,17 @@ void backward(const HingeCrossEntropyArgs& a, Reduction reduction, const float* 
 }  // namespace
 
 int64_t hinge_cross_entropy_fwd(const HingeCrossEntropyArgs& args, Reduction reduction, float* loss, float* stats) {
-  switch (args.dtype) {
-    case DType::float16:
-      return forward<Float16>(args, reduction, loss, stats);
-    case DType::bfloat16:
-      return forward<BFloat16>(args, reduction, loss, stats);
-    default:
-      return forward<float>(args, reduction, loss, stats);
-  }
+  return visit_dtype(args.dtype, [&](auto* element) {
+    return forward<std::remove_pointer_t<decltype(element)>>(args, reduction, loss, stats);
+  });
 }
 
 void hinge_cross_entropy_bwd(const HingeCrossEntropyArgs& args, Reduction reduction, const float* grad_loss,
                              const float* loss, const float* stats, void* grad_logits) {
   if (args.rows == 0) return;
-  switch (args.dtype) {
-    case DType::float16:
-      return backward<Float16>(args, reduction, grad_loss, loss, stats, grad_logits);
-    case DType::bfloat16:
-      return backward<BFloat16>(args, reduction, grad_loss, loss, stats, grad_logits);
-    default:
-      return backward<float>(args, reduction, grad_loss, loss, stats, grad_logits);
-  }
+  visit_dtype(args.dtype, [&](auto* element) {
+    backward<std::remove_pointer_t<decltype(element)>>(args, reduction, grad_loss, loss, stats, grad_logits);
+  });
 }
 
 }  // namespace BDFAST_ISA_NAMESPACE

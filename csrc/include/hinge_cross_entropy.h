@@ -5,6 +5,7 @@
 
 #include "dtype.h"
 #include "isa.h"
+#include "rows.h"
 
 namespace bdfast {
 
@@ -18,8 +19,6 @@ struct HingeCrossEntropyArgs {
   float margin;           // nats
   bool batch_hinge;       // hinge of the mean instead of the mean of hinges
 };
-
-enum class Reduction : int { none = 0, sum = 1, mean = 2 };
 
 // Writes `stats` [N, 2] = (row maximum, sum of exp(z - maximum)) and `loss`: [N] for Reduction::none, else one float.
 // Returns the index of the first row whose target lies outside [0, C), or -1; nothing of use is written in that case.

@@ -57,5 +57,11 @@ inline float log_positive(float x) {
   return (p + exponent * ln2_low) + exponent * ln2_high + (x - x);  // x - x: NaN stays NaN
 }
 
+// log(1 + e) for e in [0, 1]; e itself where 1 + e rounds to 1. NaN stays NaN.
+inline float log1p_unit(float e) {
+  const float u = 1.0f + e;
+  return log_positive(u) + (e - (u - 1.0f)) / u;  // the second term restores what rounding u lost
+}
+
 }  // namespace BDFAST_ISA_NAMESPACE
 }  // namespace bdfast

@@ -1,0 +1,144 @@
+// Symmetric cross entropy of one row, through its margin m = logsumexp(z_j, j != y) - z_y.
+//
+// With m everything is exact for confident rows, where 1 - p_y is far below a float32 rounding of p_y:
+//   1 - p_y = sigmoid(m),  CE = -log p_y = softplus(m),  RCE = |A| (1 - p_y)
+#pragma once
+
+#include "row_math.h"
+#include "rows.h"
+
+namespace bdfast {
+namespace BDFAST_ISA_NAMESPACE {
+
+// Of up to 16 rows: the maximum over j != y (0 where there is none above -inf), the sum of exp(z_j - max) over j != y,
+// and z_y. The sum is NaN where a logit is NaN or +inf, and with kFinite also where one is -inf.
+struct SceRows {
+  float max[kLanes];
+  float sum[kLanes];
+  float label[kLanes];
+};
+
+constexpr int64_t kTile = 2048;  // classes that are held in L1, as float32, while they are read twice
+
+inline float shift_of(float max) { return max == -INFINITY ? 0.0f : max; }
+
+template <bool kFinite>
+inline float poison(float z) {
+  return kFinite ? z - z : 0.0f;  // NaN for infinities and NaN
+}
+
+// 16 rows at once, one a vector lane.
+template <bool kFinite, class T>
+void narrow_sce_rows(const T* rows, int64_t stride, int64_t classes, const int64_t* target, SceRows& out) {
+  float block[kNarrow * kLanes], bad[kLanes];
+  load_transposed(rows, stride, classes, block);
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    out.max[lane] = -INFINITY;
+    bad[lane] = 0.0f;
+  }
+  if (kFinite) {
+    for (int64_t j = 0; j < classes; ++j) {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) bad[lane] += poison<kFinite>(block[j * kLanes + lane]);
+    }
+  }
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    float& labelled = block[target[lane] * kLanes + lane];
+    out.label[lane] = labelled;
+    labelled = -INFINITY;
+  }
+  for (int64_t j = 0; j < classes; ++j) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) out.max[lane] = std::max(out.max[lane], block[j * kLanes + lane]);
+  }
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    out.max[lane] = shift_of(out.max[lane]);
+    out.sum[lane] = bad[lane];
+  }
+  for (int64_t j = 0; j < classes; ++j) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      out.sum[lane] += exp_nonpositive(block[j * kLanes + lane] - out.max[lane]);
+  }
+}
+
+// (max, sum) of `b` joined to `a`: sums of disjoint sets of classes.
+inline void merge(float& max, float& sum, float max_b, float sum_b) {
+  if (sum_b == 0.0f) return;
+  const float top = sum == 0.0f ? max_b : std::max(max, max_b);
+  sum = (sum == 0.0f ? 0.0f : sum * exp_nonpositive(max - top)) + sum_b * exp_nonpositive(max_b - top);
+  max = top;
+}
+
+// One row, a tile of classes at a time. `y` outside [0, classes) excludes nothing and leaves `label` as it is.
+template <bool kFinite, class T>
+void wide_sce_row(const T* row, int64_t classes, int64_t y, float& max_out, float& sum_out, float& label) {
+  alignas(64) float tile[kTile];
+  float row_max = 0.0f, row_sum = 0.0f;
+  for (int64_t begin = 0; begin < classes; begin += kTile) {
+    const int64_t count = std::min(kTile, classes - begin);
+    const int64_t vectors = (count + kLanes - 1) / kLanes;
+    float bad = 0.0f;
+#pragma omp simd reduction(+ : bad)
+    for (int64_t j = 0; j < count; ++j) {
+      tile[j] = to_float(row[begin + j]);
+      bad += poison<kFinite>(tile[j]);
+    }
+    for (int64_t j = count; j < vectors * kLanes; ++j) tile[j] = -INFINITY;
+    if (y >= begin && y < begin + count) {
+      label = tile[y - begin];
+      tile[y - begin] = -INFINITY;
+    }
+    float max = -INFINITY;
+#pragma omp simd reduction(max : max)
+    for (int64_t j = 0; j < vectors * kLanes; ++j) max = std::max(max, tile[j]);
+    max = shift_of(max);
+    float sum = bad;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < vectors * kLanes; ++j) sum += exp_nonpositive(tile[j] - max);
+    merge(row_max, row_sum, max, sum);
+  }
+  max_out = row_max;
+  sum_out = row_sum;
+}
+
+// Rows [0, count), at most 16.
+template <bool kFinite, class T>
+void sce_rows(const T* rows, int64_t stride, int64_t classes, const int64_t* target, int64_t count, SceRows& out) {
+  if (classes <= kNarrow && count == kLanes) {
+    narrow_sce_rows<kFinite>(rows, stride, classes, target, out);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i)
+    wide_sce_row<kFinite>(rows + i * stride, classes, target[i], out.max[i], out.sum[i], out.label[i]);
+}
+
+// m, as the maths has it: -inf where no other class has weight, NaN where z_y is +inf or all logits are -inf.
+inline float sce_margin(float max, float sum, float label) {
+  const float others = (max - label) + log_positive(sum);
+  const float none = label == -INFINITY ? NAN : -INFINITY;
+  const float margin = sum == 0.0f ? none : others;
+  return label == INFINITY ? NAN : margin;
+}
+
+// m for ranking, from sums taken with kFinite: a row that is not finite comes last.
+inline float sce_key(float max, float sum, float label) {
+  const float margin = sce_margin(max, sum, label);
+  return margin == margin ? margin : INFINITY;
+}
+
+struct SceTerms {
+  float cross_entropy;  // softplus(m)
+  float doubt;          // 1 - p_y = sigmoid(m)
+  float confidence;     // p_y
+};
+
+inline SceTerms sce_terms(float margin) {
+  const float e = exp_nonpositive(-std::fabs(margin));
+  const float small = e / (1.0f + e), large = 1.0f / (1.0f + e);
+  const bool wrong = margin > 0.0f;
+  return {(wrong ? margin : 0.0f) + log1p_unit(e), wrong ? large : small, wrong ? small : large};
+}
+
+}  // namespace BDFAST_ISA_NAMESPACE
+}  // namespace bdfast

@@ -29,7 +29,7 @@ namespace BDFAST_ISA_NAMESPACE {
 namespace {
 
 constexpr const char* kOp = "projected_sgd_step_";
-constexpr int kMaxSegments = 64;           // of one group: as many as fit the 4 KB of kernel parameters
+constexpr int kMaxSegments = 64;            // of one group: as many as fit the 4 KB of kernel parameters
 constexpr int64_t kSmallNumel = 32 * 1024;  // up to here a layer is one block's work; not yet measured
 constexpr int kSmallThreads = 1024;
 constexpr int kThreads = 256;
@@ -61,7 +61,8 @@ __device__ __forceinline__ float learning_rate(const Group& group) {
 
 __device__ __forceinline__ bool is_aligned(const ProjectedSgdSegment& s) {
   return ((reinterpret_cast<uintptr_t>(s.weight) | reinterpret_cast<uintptr_t>(s.anchor) |
-           reinterpret_cast<uintptr_t>(s.grad) | reinterpret_cast<uintptr_t>(s.momentum)) & 15) == 0;
+           reinterpret_cast<uintptr_t>(s.grad) | reinterpret_cast<uintptr_t>(s.momentum)) &
+          15) == 0;
 }
 
 // --- passes: a thread's share of one segment -------------------------------------------------------------------------
@@ -97,8 +98,8 @@ __device__ __forceinline__ Quad scaled(const Quad& weight, double scale) {
 __device__ __forceinline__ void take_step(Inputs& in, float pull, float lr, float momentum) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float v = updated_momentum(in.weight.value[i], in.anchor.value[i], in.grad.value[i], in.momentum.value[i], pull,
-                                     momentum);
+    const float v = updated_momentum(in.weight.value[i], in.anchor.value[i], in.grad.value[i], in.momentum.value[i],
+                                     pull, momentum);
     in.momentum.value[i] = v;
     in.weight.value[i] -= lr * v;
   }
@@ -181,8 +182,7 @@ __device__ __forceinline__ double update_and_project(const ProjectedSgdSegment& 
 template <Cache kCache>
 __device__ __forceinline__ void project(const ProjectedSgdSegment& s, const Quads& quads, double scale) {
   for_each_quad<4>(
-      quads,
-      [&](int64_t quad, auto whole) { return load<decltype(whole)::value, kCache>(s.weight, quad, s.numel); },
+      quads, [&](int64_t quad, auto whole) { return load<decltype(whole)::value, kCache>(s.weight, quad, s.numel); },
       [&](int64_t quad, const Quad& weight, auto whole) {
         store<decltype(whole)::value>(s.weight, quad, s.numel, scaled(weight, scale));
       });

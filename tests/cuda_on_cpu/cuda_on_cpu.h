@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <string>
 #include <utility>
@@ -46,8 +47,8 @@ struct Fiber {
   jmp_buf resume;
   bool started;
   State state;
-  int line;         // where it waits
-  unsigned shuffle; // how many it has passed: two slots take turns, so that a value is read before it is overwritten
+  int line;          // where it waits
+  unsigned shuffle;  // how many it has passed: two slots take turns, so that a value is read before it is overwritten
   uint64_t slot[2];
 };
 
@@ -128,6 +129,19 @@ inline void launch(int blocks, int threads, std::function<void()> call) {
     blockIdx.x = static_cast<unsigned>(reverse_blocks ? blocks - 1 - b : b);
     if (!run_block(blockDim.x)) return;
   }
+}
+
+// What `call` threw, or "": for libraries that are driven through C.
+template <class Call>
+const char* message_of(const Call& call) {
+  static std::string message;
+  message.clear();
+  try {
+    call();
+  } catch (const std::exception& thrown) {
+    message = thrown.what();
+  }
+  return message.c_str();
 }
 
 }  // namespace cuda_on_cpu

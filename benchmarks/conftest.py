@@ -1,4 +1,3 @@
-# ruff: noqa: E402  (the environment comes first)
 """``pytest benchmarks --benchmark-only``: the ratio table after pytest-benchmark's own."""
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The stages of the GPU check that every op goes through."""

@@ -1,0 +1,90 @@
+"""Every backend of every op on every case against float64, and bit-identical reruns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdfast.backends import find
+from bdfast.testing import Case, Inputs, OpSuite, Outputs, parity, suites
+from benchmarks.rows import dtype_name
+from benchmarks.stage import Context, Result, Stage
+from benchmarks.tables import Cell, Table
+
+RERUNS = 20
+
+
+def run(context: Context) -> Result:
+    """For each op and backend: cases run, what is wrong, what differs between reruns."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    failures: list[str] = []
+    for suite, case, dtype, backend in combinations(context):
+        line = found.setdefault((suite.name, backend), {"op": suite.name, "backend": backend, "cases": 0, "wrong": 0})
+        line["cases"] += 1
+        wrong = check(suite, case, backend, context.device, dtype, 3 if context.quick else RERUNS)
+        line["wrong"] += bool(wrong)
+        failures += [f"{suite.name} {case.name} {dtype_name(dtype)} {backend}: {reason}" for reason in wrong]
+        context.save({"lines": list(found.values()), "failures": failures})
+    return {"lines": list(found.values()), "failures": failures, "reruns": RERUNS}
+
+
+def combinations(context: Context) -> Iterator[tuple[OpSuite, Case, torch.dtype, str]]:
+    """What can run here; large cases have a stage of their own."""
+    for suite in suites().values():
+        for case in suite.cases:
+            if case.large or (context.quick and case.benchmark):
+                continue
+            for dtype in case.dtypes[:1] if context.quick else case.dtypes:
+                for backend in runnable(suite, context.device, dtype):
+                    yield suite, case, dtype, backend
+
+
+def runnable(suite: OpSuite, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The backends of an op that can run here."""
+    reasons = find(suite.name).reasons(torch.empty(0, device=device, dtype=dtype))
+    return [backend for backend, reason in reasons.items() if reason is None]
+
+
+def check(suite: OpSuite, case: Case, backend: str, device: torch.device, dtype: torch.dtype, reruns: int) -> list[str]:
+    """What is wrong with one combination, in words."""
+    try:
+        wrong = [str(mismatch) for mismatch in parity(suite, case, backend, device, dtype)]
+        inputs = suite.inputs(case, device, dtype)
+        first = outputs(suite, inputs, backend)
+        for _ in range(reruns - 1):
+            again = outputs(suite, inputs, backend)
+            wrong += [f"{name} differs between reruns" for name in first if not identical(first[name], again[name])]
+    except Exception as error:  # of one combination; the others are checked all the same
+        return [f"{type(error).__name__}: {error}"]
+    return list(dict.fromkeys(wrong))
+
+
+def outputs(suite: OpSuite, inputs: Inputs, backend: str) -> Outputs:
+    """The op on a copy of ``inputs``, which it may change."""
+    return suite.run({name: copied(value) for name, value in inputs.items()}, backend)
+
+
+def copied(value: Any) -> Any:
+    """A copy with the same strides, gaps between rows included."""
+    if isinstance(value, list):
+        return [copied(item) for item in value]
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device).copy_(value)
+    return value
+
+
+def identical(a: Tensor, b: Tensor) -> bool:
+    """Equal, or NaN in both."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def table(result: Result) -> Table:
+    """A line an op and backend."""
+    lines: list[list[Cell]] = [[x["op"], x["backend"], x["cases"], x["wrong"]] for x in result["lines"]]
+    return ("op", "backend", "cases", "wrong"), lines
+
+
+STAGE = Stage("numerics", f"every backend against float64, {RERUNS} reruns", 70.0, run, table)

@@ -1,0 +1,124 @@
+"""Speed of every op on the device: plain calls and graph replays, beside eager and compiled PyTorch and a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import Any
+
+import torch
+
+from bdfast.backends import explain
+from bdfast.testing import Case, OpSuite
+from benchmarks import device_timing, rows
+from benchmarks.checks.numerics import runnable
+from benchmarks.stage import Context, Result, Stage
+from benchmarks.tables import Cell, Table
+from benchmarks.timing import Step, Timing, interleave
+
+SECONDS_A_CASE = 0.4
+COMPILE_SECONDS = 15.0  # what one torch.compile may take: none is begun with less left
+MODES = ("plain", "graph", "wall")
+
+
+def run(context: Context) -> Result:
+    """A record a case, ops taking turns; without torch.compile where time is short."""
+    records: list[dict[str, Any]] = []
+    not_timed: list[str] = []
+    for suite, case, dtype in order(context):
+        name = f"{suite.name} {case.name} {rows.dtype_name(dtype)}"
+        if context.seconds_left < 5:
+            not_timed.append(name)
+            continue
+        print(name, flush=True)
+        try:
+            records.append(one(suite, case, dtype, context))
+        except torch.OutOfMemoryError:
+            not_timed.append(f"{name} (not enough memory)")
+        if context.device.type == "cuda":
+            torch.cuda.empty_cache()
+        context.save({"records": records, "not_timed": not_timed})
+    failures = [f"{r['op']} {r['case']} {r['dtype']}: {why}" for r in records for why in r.get("failures", [])]
+    return {"records": records, "not_timed": not_timed, "failures": failures}
+
+
+def order(context: Context) -> list[tuple[OpSuite, Case, torch.dtype]]:
+    """Cases round robin over ops, float32 first, so that a short run still says something of every op."""
+    by_op: dict[str, list[tuple[OpSuite, Case, torch.dtype]]] = {}
+    for entry in rows.cases(large=context.device.type == "cuda"):
+        by_op.setdefault(entry[0].name, []).append(entry)
+    first = [sorted(entries, key=lambda entry: entry[2] != entry[1].dtypes[0]) for entries in by_op.values()]
+    turns = [entry for turn in zip_longest(*first) for entry in turn if entry is not None]
+    return turns[: len(by_op)] if context.quick else turns
+
+
+def one(suite: OpSuite, case: Case, dtype: torch.dtype, context: Context) -> dict[str, Any]:
+    """Check a case, then time it."""
+    # A float64 reference of a large case does not fit; the stage `large` checks those.
+    if not case.large and (reasons := rows.failures(suite, case, context.device, dtype)):
+        return rows.failed_record(suite, case, dtype, reasons)
+    compiled = not context.quick and dtype == case.dtypes[0] and context.seconds_left > COMPILE_SECONDS
+    steps, moved = rows.prepare(suite, case, context.device, dtype, compiled=compiled)
+    steps |= backend_steps(suite, case, dtype, context)
+    if context.device.type == "cuda":
+        timings, no_graph = device_timing.measure(steps, context.device, SECONDS_A_CASE)
+        activities = {name: device_timing.activity(step) for name, step in steps.items() if name != rows.COPY}
+    else:
+        timings = {"plain": interleave(steps, seconds=SECONDS_A_CASE, rounds=(3, 50))}
+        no_graph, activities = {}, {}
+    chosen = explain(suite.name, device=context.device, dtype=dtype).chosen
+    return {
+        **rows.identity(suite, case, dtype),
+        "backend": chosen,
+        **summary(moved, timings),
+        "no_graph": no_graph,
+        "activity": activities,
+    }
+
+
+def backend_steps(suite: OpSuite, case: Case, dtype: torch.dtype, context: Context) -> dict[str, Step]:
+    """The fast backends by name where there are several: what ``auto`` should choose among."""
+    fast = [name for name in runnable(suite, context.device, dtype) if name != "reference"]
+    if len(fast) < 2:
+        return {}
+    return {name: suite.step(suite.inputs(case, context.device, dtype), name) for name in fast}
+
+
+def summary(moved: int, timings: Mapping[str, Mapping[str, Timing]]) -> dict[str, Any]:
+    """By mode, the figures of bdfast and of every row."""
+    modes = {
+        mode: {
+            **rows.figures(moved, timings[mode]),
+            "rows": {name: timing.record() for name, timing in timings[mode].items()},
+        }
+        for mode in MODES
+        if {rows.OURS, rows.COPY} <= timings.get(mode, {}).keys()
+    }
+    return {"bytes": moved, "modes": modes}
+
+
+def table(result: Result) -> Table:
+    """A line a case: plain and replayed, with the ratios of each."""
+    header = ["op", "case", "dtype", "backend", "us", "eager /", "compile /", "graph us", "eager /", "compile /"]
+    header += ["wall us", "GB/s", "of copy", "kernels", "syncs"]
+    lines: list[list[Cell]] = []
+    for record in result["records"]:
+        head: list[Cell] = [record["op"], record["case"], record["dtype"]]
+        if "failures" in record:
+            lines.append([*head, "WRONG", *(None for _ in header[4:])])
+            continue
+        plain, graph, wall = (record["modes"].get(mode, {}) for mode in MODES)
+        best = graph or plain
+        did = record["activity"].get(rows.OURS, {})
+        lines.append([
+            *head, record["backend"], plain["us"], *_ratios(plain), graph.get("us"), *_ratios(graph), wall.get("us"),
+            best["gb_per_s"], f"{100 * best['share_of_copy']:.0f} %", did.get("kernels"), did.get("syncs"),
+        ])  # fmt: skip
+    return header, lines
+
+
+def _ratios(figures: Mapping[str, Any]) -> list[float | None]:
+    return [figures.get("ratios", {}).get(name) for name in ("eager", "compile")]
+
+
+STAGE = Stage("ops", "speed of the ops", 110.0, run, table)

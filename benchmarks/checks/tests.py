@@ -1,0 +1,55 @@
+"""Runs the tests of the ops, which take every device of the machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from benchmarks.environment import ROOT
+from benchmarks.stage import Context, Result, Stage
+from benchmarks.tables import Table
+
+WORKERS = "8"
+
+
+def run(context: Context) -> Result:
+    """Counts, and the names of the tests that failed."""
+    selection = ["-m", "not slow and not large"]
+    if context.quick:
+        selection += ["-k", "by_hand"]
+    if importlib.util.find_spec("xdist") is not None and not context.quick:
+        selection += ["-n", WORKERS, "--dist", "worksteal"]  # most of the time goes to compiling Triton kernels
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        command = [sys.executable, "-m", "pytest", "tests/ops", "tests/optim", *selection, f"--junitxml={report}"]
+        code = subprocess.run(command, cwd=ROOT).returncode
+        if not report.exists():
+            return {"failures": [f"pytest ended with exit code {code} and wrote no report"]}
+        return summary(report)
+
+
+def summary(report: Path) -> Result:
+    """What a JUnit report says."""
+    # Written by the pytest that this stage ran, in a folder of its own.
+    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    failed = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
+    return {"passed": passed, "skipped": counts["skipped"], "failures": failed}
+
+
+def table(result: Result) -> Table:
+    """Counts."""
+    line = (result.get("passed"), result.get("skipped"), len(result["failures"]))
+    return ("passed", "skipped", "failed"), [line]
+
+
+STAGE = Stage("tests", "tests of ops and optimizers on every device", 100.0, run, table)

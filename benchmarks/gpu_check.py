@@ -1,0 +1,202 @@
+# ruff: noqa: E402  (the path comes first)
+"""Everything that only a GPU can tell, in one command of less than nine minutes.
+
+    python benchmarks/gpu_check.py --data cifar10_jpeg.npz      build, check, time, defend
+    python benchmarks/gpu_check.py --device cpu --quick         the same on small cases, to see that it runs
+    python benchmarks/gpu_check.py --only ops d3                some of the stages
+
+Needs an NVIDIA GPU, its torch and nvcc, and no network. Every stage runs in a process of its own with a time bound: what
+fails or runs out of time is reported, with what it had found, and the next one goes on. Writes one JSON file to
+benchmarks/results/gpu_<name>_<commit>.json, and to the folder $OUT if that is set. Without history (no .git),
+BDFAST_COMMIT says which commit it is.
+
+Exit code: 0 all stages passed or were skipped, 1 one failed or ran out of time, 2 there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if not __package__:  # run as a file: the folder of this script is on the path, and the one above it is needed
+    sys.path[0] = str(ROOT)
+
+import torch
+
+from benchmarks.stage import Context, Result, SkipStage, Stage
+from benchmarks.stages import stages
+from benchmarks.tables import text_table
+
+TOTAL_SECONDS = 525.0
+GRACE_SECONDS = 5.0  # between a stage's own deadline and its end by force
+LOG_TAIL = 3000  # characters of a failed stage's output that are kept
+
+Report = dict[str, Any]
+"""status (passed, failed, skipped, out of time), reason, seconds, result"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stages one after another and write what they found."""
+    arguments = _parser().parse_args(argv)
+    if arguments.child is not None:
+        return run_child(arguments)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print(
+            "gpu_check: `--device` expected an NVIDIA GPU, got none that torch sees; run it where there is one, or pass "
+            "--device cpu --quick to see on small cases that every stage runs",
+            file=sys.stderr,
+        )
+        return 2
+    chosen = [stage for stage in stages().values() if not arguments.only or stage.name in arguments.only]
+    ends = time.monotonic() + arguments.seconds
+    reports: dict[str, Report] = {}
+    for index, stage in enumerate(chosen):
+        # Its share of what is left: stages that end early leave more to those that follow.
+        share = stage.seconds / sum(later.seconds for later in chosen[index:])
+        limit = share * (ends - time.monotonic())
+        print(f"=== {stage.name}: {stage.title} (at most {limit:.0f} s)", flush=True)
+        reports[stage.name] = run_stage(stage, arguments, limit)
+        print(f"--- {stage.name}: {_verdict(reports[stage.name])}\n", flush=True)
+    _write(arguments, reports, sys.argv if argv is None else ["benchmarks/gpu_check.py", *argv])
+    _print(chosen, reports)
+    return int(any(report["status"] not in ("passed", "skipped") for report in reports.values()))
+
+
+def run_stage(stage: Stage, arguments: argparse.Namespace, limit: float) -> Report:
+    """Run a stage in a process of its own, and end it with everything that it started when its time is over."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, log = Path(folder, "report.json"), Path(folder, "log.txt")
+        command = [sys.executable, str(Path(__file__).resolve()), "--child", stage.name, str(path)]
+        command += ["--device", arguments.device, "--seconds", str(limit - GRACE_SECONDS)]
+        command += ["--quick"] * arguments.quick + (["--data", arguments.data] if arguments.data else [])
+        began = time.monotonic()
+        with log.open("w", encoding="utf-8") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT
+            )
+            try:
+                process.wait(limit)
+                timed_out = False
+            except subprocess.TimeoutExpired:
+                timed_out = True
+            finally:
+                _end(process)
+        report: Report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"status": "running"}
+        if timed_out:
+            report |= {"status": "out of time", "reason": f"after {limit:.0f} s"}
+        elif report["status"] == "running":
+            report |= {"status": "failed", "reason": f"the process ended with code {process.returncode}"}
+        if report["status"] not in ("passed", "skipped"):
+            report["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
+            print(report["log"], flush=True)
+        return {**report, "seconds": round(time.monotonic() - began, 1)}
+
+
+def run_child(arguments: argparse.Namespace) -> int:
+    """Run one stage here, and keep its report in a file."""
+    name, path = arguments.child
+    deadline = time.monotonic() + arguments.seconds
+
+    def save(result: Result, status: str = "running", reason: str = "") -> None:
+        beside = Path(f"{path}.tmp")
+        beside.write_text(json.dumps({"status": status, "reason": reason, "result": result}), encoding="utf-8")
+        os.replace(beside, path)
+
+    context = Context(torch.device(arguments.device), arguments.quick, arguments.data, deadline, save)
+    try:
+        result = stages()[name].run(context)
+    except SkipStage as reason:
+        save({}, "skipped", str(reason))
+    except Exception as error:
+        traceback.print_exc()
+        earlier = json.loads(Path(path).read_text(encoding="utf-8"))["result"] if Path(path).exists() else {}
+        save(earlier, "failed", f"{type(error).__name__}: {error}")
+    else:
+        failures = result.get("failures", [])
+        save(result, "failed" if failures else "passed", "; ".join(failures[:3]))
+    return 0
+
+
+def result_name(environment: dict[str, Any]) -> str:
+    """``gpu_<name>_<commit>.json`` in letters, digits, ``.``, ``_`` and ``-`` alone.
+
+    Example:
+        >>> result_name({"gpu": {"name": "NVIDIA H200"}, "commit": "0123abcd", "machine": {"cpu": "EPYC"}})
+        'gpu_nvidia-h200_0123abcd.json'
+    """
+    name = environment["gpu"]["name"] if environment["gpu"] else "none"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"gpu_{slug}_{environment['commit']}.json"
+
+
+def _write(arguments: argparse.Namespace, reports: dict[str, Report], command: Sequence[str]) -> None:
+    # Imported after the stage `build` has put the module in place that is described here.
+    from benchmarks import environment
+
+    facts = environment.facts(torch.device(arguments.device), command)
+    result = {"kind": "gpu", "quick": arguments.quick, "environment": facts, "stages": reports}
+    paths = [arguments.output or environment.RESULTS / result_name(facts)]
+    if os.environ.get("OUT"):
+        paths.append(Path(os.environ["OUT"], paths[0].name))
+    for path in paths:
+        environment.write(path, result)
+        print(f"wrote {path}")
+
+
+def _print(chosen: Sequence[Stage], reports: dict[str, Report]) -> None:
+    """The tables last, where the end of a long output is seen."""
+    for stage in chosen:
+        result = reports[stage.name].get("result")
+        if not result:
+            continue
+        try:
+            table = stage.table(result)
+        except KeyError:  # a stage that ended before there was anything to show
+            continue
+        print(f"\n{stage.title}\n{text_table(table)}")
+        for failure in result.get("failures", [])[:20]:
+            print(f"  FAILED {failure}")
+    rows = [(stage.name, reports[stage.name]["seconds"], _verdict(reports[stage.name])) for stage in chosen]
+    print(f"\n{text_table((('stage', 'seconds', 'verdict'), rows))}", flush=True)
+
+
+def _verdict(report: Report) -> str:
+    return f"{report['status']}: {report['reason'][:160]}" if report.get("reason") else report["status"]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and whatever it started and left behind."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _parser() -> argparse.ArgumentParser:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="small cases and few rounds")
+    parser.add_argument("--data", default=os.environ.get("BDFAST_DATA"), help="CIFAR-10 (BDFAST_DATA)")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", choices=list(stages()), help=f"of {', '.join(stages())}")
+    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help=f"for everything ({TOTAL_SECONDS:.0f})")
+    parser.add_argument("--output", type=Path, help="the result file")
+    parser.add_argument("--child", nargs=2, metavar=("STAGE", "FILE"), help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,8 +5,8 @@
     python benchmarks/gpu_check.py --device cpu --quick         the same on small cases, to see that it runs
     python benchmarks/gpu_check.py --only ops d3                some of the stages
 
-Needs an NVIDIA GPU, its torch and nvcc, and no network. Every stage runs in a process of its own with a time bound: what
-fails or runs out of time is reported, with what it had found, and the next one goes on. Writes one JSON file to
+Needs an NVIDIA GPU, its torch and nvcc, and no network. Every stage runs in a process of its own with a time bound:
+what fails or runs out of time is reported, with what it had found, and the next one goes on. Writes one JSON file to
 benchmarks/results/gpu_<name>_<commit>.json, and to the folder $OUT if that is set. Without history (no .git),
 BDFAST_COMMIT says which commit it is.
 
@@ -16,6 +16,7 @@ Exit code: 0 all stages passed or were skipped, 1 one failed or ran out of time,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -54,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         return run_child(arguments)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(
-            "gpu_check: `--device` expected an NVIDIA GPU, got none that torch sees; run it where there is one, or pass "
-            "--device cpu --quick to see on small cases that every stage runs",
+            "gpu_check: `--device` expected an NVIDIA GPU, got none that torch sees; run it where there is one, or "
+            "pass --device cpu --quick to see on small cases that every stage runs",
             file=sys.stderr,
         )
         return 2
@@ -84,8 +85,9 @@ def run_stage(stage: Stage, arguments: argparse.Namespace, limit: float) -> Repo
         began = time.monotonic()
         with log.open("w", encoding="utf-8") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT
-            )
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT,
+                env={"OMP_WAIT_POLICY": "passive", **os.environ},
+            )  # fmt: skip
             try:
                 process.wait(limit)
                 timed_out = False
@@ -178,10 +180,8 @@ def _verdict(report: Report) -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process and whatever it started and left behind."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -15,6 +15,7 @@ from benchmarks.stage import Context, Result, Stage
 from benchmarks.tables import Cell, Table
 
 RERUNS = 20
+QUICK_CASES = 4  # an op, with 3 reruns
 
 
 def run(context: Context) -> Result:
@@ -34,9 +35,8 @@ def run(context: Context) -> Result:
 def combinations(context: Context) -> Iterator[tuple[OpSuite, Case, torch.dtype, str]]:
     """What can run here; large cases have a stage of their own."""
     for suite in suites().values():
-        for case in suite.cases:
-            if case.large or (context.quick and case.benchmark):
-                continue
+        cases = [case for case in suite.cases if not case.large]
+        for case in [case for case in cases if not case.benchmark][:QUICK_CASES] if context.quick else cases:
             for dtype in case.dtypes[:1] if context.quick else case.dtypes:
                 for backend in runnable(suite, context.device, dtype):
                     yield suite, case, dtype, backend

@@ -50,7 +50,7 @@ def cifar10(context: Context) -> tuple[Scenario, int]:
 def digits() -> tuple[Scenario, int]:
     """So small that it proves no more than that everything runs."""
     training = TrainConfig.for_digits(epochs=2)
-    return Scenario(bdfast.data.load("digits"), "digits", "digits_cnn", "badnets", 0.1, training), 280
+    return Scenario(bdfast.data.load("digits", limit=(400, 100)), "digits", "digits_cnn", "badnets", 0.1, training), 280
 
 
 def _d3(config: D3Config, model: nn.Module, clean: Split) -> nn.Module:

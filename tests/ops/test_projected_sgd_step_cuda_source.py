@@ -118,7 +118,8 @@ def step(
     sizes = [w.numel() for w in layers.weights]
     numels = (ctypes.c_int64 * count)(*sizes)
     doubles = library.scratch_doubles(numels, count)
-    scratch = torch.full((doubles + GUARD,), float("nan"), dtype=torch.float64)  # fresh memory holds anything
+    # Fresh memory holds anything: as doubles these bits are NaN, as a ticket they are not 0.
+    scratch = torch.full((doubles + GUARD,), -1, dtype=torch.int64).view(torch.float64)
     scratch[doubles:] = SENTINEL
     addresses = [(ctypes.c_void_p * count)(*(t.data_ptr() for t in arrays)) for arrays in layers.lists()]
     message = library.step(

@@ -75,7 +75,8 @@ class D3Config:
     """E, passes over the clean set. 100 [R]."""
 
     batch_size: int = 256
-    """Samples a step; the last, smaller batch counts too. 256 [R]."""
+    """Samples a step; the last, smaller batch counts too. 256 [R], for 2500 images. A few hundred images at 256 make
+    one or two steps an epoch: smaller batches then lose less accuracy."""
 
     lr: float = 0.01
     """eta > 0, annealed to 0 along a half cosine, one step an epoch. 0.01 [R]."""
@@ -133,6 +134,19 @@ class D3Config:
         if self.layers != "classifier":
             object.__setattr__(self, "layers", _check_names(self.layers))
         check_training_options("D3Config", self)
+
+    @classmethod
+    def for_digits(cls, **changes: Any) -> D3Config:
+        """Batches of 32 and no mirror images, for the 140 to 280 images that a reserve of small digits has.
+
+        With 140 images, over 9 draws of reserve and seed for 3 victims (BadNets, ASR 100 % before): ASR at most 1.1 %,
+        2.1 points of accuracy lost on average, 3.5 at worst; batches of 256 gave 9.4 %, 2.7 and 4.5.
+
+        Example:
+            >>> D3Config.for_digits(seed=1).batch_size
+            32
+        """
+        return cls(**{"batch_size": 32, "augment": "crop", **changes})
 
     @property
     def scale(self) -> float:
@@ -253,10 +267,10 @@ def _warm_up_(weights: Sequence[Tensor], config: D3Config) -> None:
     """Move each W from W0 to where it starts; draws on the CPU, so that every device starts alike."""
     if config.warm_up == "near" and config.near_noise == 0:
         text = "the distance has no gradient at W0, and training may stand still; pass near_noise=1e-3"
-        warnings.warn(f'd3: `warm_up` is "near": {text}', UserWarning, stacklevel=3)
+        warnings.warn(f'd3: `warm_up` is "near": {text}', UserWarning, stacklevel=4)
     if config.warm_up == "middle":
         text = "0 has no direction to project along before the first gradient arrives; prefer random"
-        warnings.warn(f'd3: `warm_up` is "middle": {text}', UserWarning, stacklevel=3)
+        warnings.warn(f'd3: `warm_up` is "middle": {text}', UserWarning, stacklevel=4)
     generator = torch.Generator().manual_seed(stream_seed(config.seed, "warm-up"))
     for w in weights:
         norm = torch.linalg.vector_norm(w, dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -95,7 +95,7 @@ class TrainConfig:
             >>> TrainConfig.for_digits(seed=3).lr
             0.1
         """
-        return replace(cls(epochs=20, lr=0.1, augment="crop"), **changes)
+        return cls(**{"epochs": 20, "lr": 0.1, "augment": "crop", **changes})
 
 
 @dataclass(frozen=True)

@@ -146,4 +146,4 @@ def _warn_of_empty_classes(where: str, argument: str, labels: Tensor, num_classe
         text = message(
             where, argument, "samples of every class", f"none of class {empty[:10]}", "expect it to be forgotten"
         )
-        warnings.warn(text, UserWarning, stacklevel=4)
+        warnings.warn(text, UserWarning, stacklevel=5)

@@ -42,7 +42,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 def test_badnets_on_digits_is_removed(victim: Victim) -> None:
     before = victim.evaluate(victim.model)
     assert before.asr > 0.9
-    result = d3(victim.model, victim.reserve(160, seed=7))
+    result = d3(victim.model, victim.reserve(160, seed=7), D3Config.for_digits())
     after = victim.evaluate(result.model)
     assert after.asr < 0.1
     assert before.acc - after.acc <= 0.04
@@ -180,8 +180,9 @@ def test_near_stands_still_without_noise(mlp: nn.Sequential, tiny: Split) -> Non
 
 
 def test_middle_waits_for_a_direction(mlp: nn.Sequential, tiny: Split) -> None:
-    with pytest.warns(UserWarning, match="0 has no direction to project along"):
+    with pytest.warns(UserWarning, match="0 has no direction to project along") as told:
         result = d3(mlp, tiny, quick(warm_up="middle"))
+    assert told[0].filename == __file__
     assert result.history[-1]["norm"]["5"] == pytest.approx(mlp[5].weight.norm().item(), rel=1e-6)
 
 
@@ -208,8 +209,9 @@ def test_divergence_is_noticed_and_the_weights_are_kept(mlp: nn.Sequential, tiny
 def test_a_missing_class_warns(mlp: nn.Sequential, tiny: Split) -> None:
     images, labels = tiny
     kept = labels != 1
-    with pytest.warns(UserWarning, match=r"expected samples of every class, got none of class \[1\]"):
+    with pytest.warns(UserWarning, match=r"expected samples of every class, got none of class \[1\]") as told:
         d3(mlp, (images[kept], labels[kept]), QUICK)
+    assert told[0].filename == __file__
 
 
 def test_wrong_data_is_refused_before_any_work(mlp: nn.Sequential, tiny: Split) -> None:

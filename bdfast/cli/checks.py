@@ -1,0 +1,119 @@
+"""Which backend runs each op here, and whether its numbers are right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bdfast.backends import Op, explain, find, registered
+from bdfast.backends.availability import triton_interpreted
+from bdfast.testing import OpSuite, parity, suites
+
+SECONDS = 6.0  # for the numeric checks of all ops together; each runnable backend gets at least one case
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which backend an op takes for tensors of one device and dtype, and the reason of each that it does not."""
+
+    op: str
+    device: str
+    dtype: str
+    chosen: str | None
+    requested: str
+    reasons: dict[str, str | None]
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with it: a slow backend that nobody asked for, or a wish that cannot be met."""
+        where = f"{self.op} ({self.device}, {self.dtype})"
+        if self.chosen is None:
+            return f"{where}: backend {self.requested!r} was requested and cannot run: {self.reasons[self.requested]}"
+        missing = {name: why for name, why in self.reasons.items() if why is not None and _is_for(name, self.device)}
+        if self.requested == "auto" and self.chosen == "reference" and missing:
+            return f"{where}: falls back to plain PyTorch: {'; '.join(f'{k}: {v}' for k, v in missing.items())}"
+        return None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the cases of an op came to on one backend, against the reference in float64."""
+
+    op: str
+    backend: str
+    device: str
+    checked: int  # cases, times dtypes
+    total: int
+    mismatches: tuple[str, ...]
+
+
+def devices() -> list[torch.device]:
+    """The devices of this machine, one of a kind."""
+    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+
+
+def choices() -> Iterator[Choice]:
+    """Every op on every device, in every dtype that its cases have."""
+    for op in public_ops():
+        for device in devices():
+            for dtype in _dtypes(suites().get(op.public)):
+                found = explain(op.public, device=device, dtype=dtype)
+                name = str(dtype).removeprefix("torch.")
+                yield Choice(op.public, device.type, name, found.chosen, found.requested, found.reasons)
+
+
+def public_ops() -> list[Op]:
+    """The raw op that each public function calls first."""
+    return [find(name) for name in dict.fromkeys(op.public for op in registered())]
+
+
+def numeric_checks(seconds: float = SECONDS) -> Iterator[Check]:
+    """Small cases of every op on every backend that can run here.
+
+    The Triton interpreter, which tests use, is not a backend of a machine and is left out.
+    """
+    plan = [
+        (suite, implementation.backend, device)
+        for suite in suites().values()
+        for device in devices()
+        for implementation in find(suite.name).implementations
+        if implementation.can_run(torch.empty(0, device=device)) is None
+        and not (implementation.backend == "triton" and triton_interpreted())
+    ]
+    for suite, backend, device in plan:
+        yield _check(suite, backend, device, seconds / len(plan))
+
+
+def _check(suite: OpSuite, backend: str, device: torch.device, seconds: float) -> Check:
+    combinations = [(case, d) for case in suite.cases if not (case.large or case.benchmark) for d in case.dtypes]
+    found: list[str] = []
+    checked, end = 0, time.monotonic() + seconds
+    for case, dtype in combinations:
+        if checked and time.monotonic() > end:
+            break  # a first compilation of Triton kernels can take a second each
+        for mismatch in _mismatches(suite, case, backend, device, dtype):
+            found.append(f"{case.name}, {str(dtype).removeprefix('torch.')}: {mismatch}")
+        checked += 1
+    return Check(suite.name, backend, device.type, checked, len(combinations), tuple(found))
+
+
+def _mismatches(suite: OpSuite, case: Any, backend: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    try:
+        return [str(mismatch) for mismatch in parity(suite, case, backend, device, dtype)]
+    except Exception as error:  # a kernel that cannot be compiled or launched is a finding like a wrong number
+        return [f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"]
+
+
+def _dtypes(suite: OpSuite | None) -> Sequence[torch.dtype]:
+    if suite is None:
+        return (torch.float32,)
+    return tuple(dict.fromkeys(dtype for case in suite.cases for dtype in case.dtypes))
+
+
+def _is_for(backend: str, device: str) -> bool:
+    """Whether a backend is meant for a kind of device."""
+    return backend == "cpp" if device == "cpu" else backend in ("cuda", "triton")

@@ -1,0 +1,86 @@
+"""``bdfast evaluate``: the rates of a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bdfast.attacks import PoisonedData
+from bdfast.cli.command import DONE, Command
+from bdfast.cli.inputs import DataSettings, ModelSettings, judge, load_model, read_attack_folder
+from bdfast.cli.outputs import ratings, table, to_json, write_json
+from bdfast.cli.settings import Given, add_settings, given, keys, resolve, setting
+from bdfast.data import DataSplits
+from bdfast.metrics import Metrics
+
+WHERE = "bdfast evaluate"
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What is compared."""
+
+    attack_dir: str | None = setting(None, "folder of `bdfast attack`: its data and trigger, and its victim by default")
+    before: str | None = setting(None, "checkpoint before a defense, for DER and RIR")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add_settings(parser, ModelSettings, DataSettings, EvaluateSettings)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON to a file, too")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Load, evaluate, print."""
+    rates = evaluate_all(given(options, "evaluate"))
+    content: dict[str, object] = dict(rates)
+    if "before" in rates:
+        content.update(ratings(rates["before"], rates["model"]))
+    if options.out:
+        write_json(Path(options.out), content)
+    print(to_json(content) if options.json else table(rates, extended=True))
+    return DONE
+
+
+def evaluate_all(settings: list[Given]) -> Mapping[str, Metrics]:
+    """The rates of the model, after those of the one before if there is one."""
+    known = keys([DataSettings, ModelSettings, EvaluateSettings])
+    own = resolve(WHERE, EvaluateSettings, settings, known)
+    poisoned: PoisonedData | None = None
+    if own.attack_dir is not None:
+        folder = read_attack_folder(WHERE, Path(own.attack_dir))
+        poisoned = folder.poisoned
+        settings = [*folder.data_settings(), Given("--attack-dir", "model", folder.model), *settings]
+    data = resolve(WHERE, DataSettings, settings, known)
+    network = resolve(WHERE, ModelSettings, settings, known)
+    splits = data.load()
+    rates = {}
+    if own.before is not None:
+        rates["before"] = _rates(replace(network, model=own.before), data, splits, poisoned)
+    rates["model"] = _rates(network, data, splits, poisoned)
+    return rates
+
+
+def _rates(settings: ModelSettings, data: DataSettings, splits: DataSplits, poisoned: PoisonedData | None) -> Metrics:
+    loaded = load_model(WHERE, settings, splits, data.data)
+    return judge(loaded.model, splits, poisoned, loaded.normalize)
+
+
+COMMAND = Command(
+    name="evaluate",
+    summary="accuracy and attack success of a checkpoint",
+    description=(
+        "Measure a checkpoint on a test set. With --attack-dir the trigger is known, and ASR and RA with it, over\n"
+        "images of other classes than the target. ASR+target counts all triggered images, ACC-target leaves out the\n"
+        "target class."
+    ),
+    example=(
+        "  bdfast evaluate --model runs/d3/model.safetensors --attack-dir runs/badnets\n"
+        "  bdfast evaluate --model after.pt --before before.pt --arch resnet18 --data photos/ --json"
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

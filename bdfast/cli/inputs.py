@@ -1,0 +1,213 @@
+"""What the commands load: data sets, checkpoints, and the folder that ``bdfast attack`` leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bdfast import models
+from bdfast.attacks import PoisonedData
+from bdfast.cli.settings import MAX_CONFIG_BYTES, Given, setting
+from bdfast.data import DataSplits, load, normalization, read_index, reserve
+from bdfast.errors import message
+from bdfast.metrics import Metrics, accuracy, evaluate, predict
+from bdfast.runtime.checkpoints import load_into, load_state
+
+MODEL_FILE, POISONED_FILE, CONFIG_FILE = "model.safetensors", "poisoned.npz", "config.json"
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images."""
+
+    data: str = setting("digits", "digits, cifar10 (found through BDFAST_DATA), an .npz file or a folder of images")
+    limit: tuple[int, int] | None = setting(None, "most training and test images to keep, such as 5000,1000")
+    image_size: tuple[int, int] | None = setting(None, "height,width in pixels to resize to")
+    split_seed: int = setting(0, "seed of the train/test split, for data without a test set")
+
+    def load(self) -> DataSplits:
+        """Train and test set, and the names of the classes."""
+        return load(self.data, limit=self.limit, seed=self.split_seed, image_size=self.image_size)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network, and where it runs."""
+
+    model: str | None = setting(None, "checkpoint: .safetensors, or a file of torch.save; code in it is never run")
+    arch: str | None = setting(None, "architecture, if the checkpoint does not say, such as preact_resnet18")
+    normalize: str = setting(
+        "auto",
+        "'none', the name of a data set, or MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2; auto: what the checkpoint says, "
+        "else that of --data",
+    )
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: the GPU if there is one")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with the weights of a checkpoint.
+
+    Attributes:
+        model: on its device, in eval mode; it expects normalised images if ``normalize`` says so.
+        arch: its name.
+        normalize: ``(mean, std)``, or None.
+        metadata: what a copy of the checkpoint is to say about the model.
+    """
+
+    model: nn.Module
+    arch: str
+    normalize: Normalization | None
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AttackFolder:
+    """The results of ``bdfast attack``: the victim, the poisoned set with its trigger, and the settings."""
+
+    path: Path
+    poisoned: PoisonedData
+    settings: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """Path of the victim."""
+        return str(self.path / MODEL_FILE)
+
+    def data_settings(self) -> list[Given]:
+        """Which images it was made from, as settings that others win over."""
+        source = str(self.path / CONFIG_FILE)
+        names = [item.name for item in fields(DataSettings)]
+        return [Given(f"{source}: {name}", name, self.settings[name]) for name in names if name in self.settings]
+
+
+def read_attack_folder(where: str, path: Path) -> AttackFolder:
+    """Open a folder of ``bdfast attack``.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged.
+    """
+    expected, remedy = "a folder made by `bdfast attack`", "check the path, or run the attack to its end"
+    for name in (POISONED_FILE, CONFIG_FILE):
+        if not (path / name).is_file():
+            raise FileNotFoundError(message(where, "--attack-dir", expected, f"no {name} in {path}", remedy))
+    config = path / CONFIG_FILE
+    try:
+        text = config.read_text(encoding="utf-8") if config.stat().st_size <= MAX_CONFIG_BYTES else ""
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(message(where, "--attack-dir", expected, f"a damaged {config}", remedy)) from error
+    if not isinstance(settings, dict) or settings.get("command") != "attack":
+        raise ValueError(message(where, "--attack-dir", expected, f"other settings in {config}", remedy))
+    return AttackFolder(path, PoisonedData.load(path / POISONED_FILE), settings)
+
+
+def choose_device(where: str, name: str) -> torch.device:
+    """The device of a name; ``auto`` is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        got = f"{name!r} ({str(error).splitlines()[0]})"
+        raise ValueError(message(where, "--device", "a device of this machine", got, "pass cpu or auto")) from error
+
+
+def parse_normalize(where: str, text: str, data: str, said: object = None) -> Normalization | None:
+    """``(mean, std)`` from a setting; ``auto`` takes what a checkpoint ``said``, else what belongs to ``data``.
+
+    Example:
+        >>> parse_normalize("example", "0.5/0.25", "digits"), parse_normalize("example", "auto", "photos")
+        (((0.5,), (0.25,)), None)
+    """
+    if text == "none":
+        return None
+    if text == "auto" and said is not None:
+        text = "none" if said == "none" else str(said)
+        return parse_normalize(where, text, data)
+    if text == "auto":
+        return tuple(normalization(data)) if data in ("digits", "cifar10") else None  # type: ignore[return-value]
+    mean, slash, std = text.partition("/")
+    if not slash:
+        return tuple(normalization(text))  # type: ignore[return-value]
+    try:
+        return _numbers(mean), _numbers(std)
+    except ValueError as error:
+        expected = "none, auto, the name of a data set, or MEAN/STD"
+        raise ValueError(message(where, "--normalize", expected, repr(text), "write 0.5/0.25, say")) from error
+
+
+def format_normalize(normalize: Normalization | None) -> str:
+    """The text that :func:`parse_normalize` reads back."""
+    return "none" if normalize is None else "/".join(",".join(map(str, part)) for part in normalize)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(item) for item in text.split(","))
+
+
+def load_model(where: str, settings: ModelSettings, splits: DataSplits, data: str) -> LoadedModel:
+    """Read a checkpoint, build its architecture and fill in the weights, strictly.
+
+    The architecture is what ``--arch`` says, else ``model_name`` of the checkpoint (BackdoorBench's word for it).
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, an unreadable one, or weights that do not fit the architecture.
+    """
+    if settings.model is None:
+        raise ValueError(message(where, "--model", "a checkpoint", "none", "pass --model FILE or --attack-dir DIR"))
+    checkpoint = load_state(settings.model)
+    arch = settings.arch or checkpoint.metadata.get("model_name")
+    if not isinstance(arch, str):
+        got = f"none, and {settings.model} does not say"
+        remedy = f"pass --arch, one of {', '.join(models.names())}"
+        raise ValueError(message(where, "--arch", "the name of an architecture", got, remedy))
+    normalize = parse_normalize(where, settings.normalize, data, checkpoint.metadata.get("normalize"))
+    images = splits.test[0]
+    size = (images.shape[2], images.shape[3])
+    if arch.replace("preactresnet", "preact_resnet") in models.names():
+        model = models.from_state(arch, checkpoint.state, image_size=size)
+    else:
+        classes = checkpoint.metadata.get("num_classes", len(splits.class_names))
+        model = models.build(arch, num_classes=int(classes), image_size=size, channels=images.shape[1])
+    load_into(model, checkpoint.state, settings.model)
+    model.to(choose_device(where, settings.device)).eval()
+    metadata = {"model_name": arch, "num_classes": len(splits.class_names), "normalize": format_normalize(normalize)}
+    return LoadedModel(model, arch, normalize, metadata)
+
+
+def clean_reserve(splits: DataSplits, amount: int | float | str, seed: int) -> tuple[Tensor, Tensor]:
+    """The clean training samples that a defense is given: a count, a share, or the ones of an index file."""
+    images, labels = splits.train
+    if isinstance(amount, str):
+        index = read_index(amount, size=len(labels))
+    elif isinstance(amount, int):
+        index = reserve(labels, count=amount, seed=seed)
+    else:
+        index = reserve(labels, ratio=amount, seed=seed)
+    return images[index], labels[index]
+
+
+def judge(
+    model: nn.Module, splits: DataSplits, poisoned: PoisonedData | None, normalize: Normalization | None
+) -> Metrics:
+    """The rates of a model on the test set; without a known trigger the accuracy alone."""
+    if poisoned is not None:
+        return evaluate(model, splits.test, poisoned.trigger(*splits.test), normalize=normalize)
+    images, labels = splits.test
+    predictions = predict(model, images, normalize=normalize)
+    return Metrics(
+        acc=accuracy(predictions.classes, labels),
+        asr=float("nan"),
+        n_clean=len(labels),
+        n_nonfinite=int((~predictions.finite).sum()),
+    )

@@ -1,0 +1,152 @@
+"""What the commands leave: a folder of results that appears as a whole, tables, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from bdfast.errors import message
+from bdfast.files import atomic_write
+from bdfast.metrics import Metrics, defense_effectiveness_rating, robust_improvement_rating
+
+RESUME_FILE = "resume.pt"
+"""Where training stands, while it goes on; the same command continues from it."""
+
+RATES = {"ACC": "acc", "ASR": "asr", "RA": "ra"}
+
+
+@contextmanager
+def results_folder(where: str, out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write results to; they move into ``out`` when the block ends, and vanish if it raises.
+
+    So ``out`` never holds half of a run. What was there under the same names is replaced.
+
+    Raises:
+        ValueError: ``out`` is a file.
+        KeyboardInterrupt: with a message that says what was kept.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(message(where, "--out", "a folder", f"{folder}, a file", "choose another path"))
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+    try:
+        yield staging
+        for path in sorted(staging.iterdir()):
+            os.replace(path, folder / path.name)
+        (folder / RESUME_FILE).unlink(missing_ok=True)
+    except KeyboardInterrupt as interrupt:
+        kept = f"no result was written to {folder}"
+        if (folder / RESUME_FILE).exists():
+            kept += f"; the same command goes on where training stopped ({folder / RESUME_FILE})"
+        raise KeyboardInterrupt(kept) from interrupt
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON holds it: dataclasses as mappings, tuples as lists, numbers that are not finite as null.
+
+    Example:
+        >>> plain({"asr": float("nan"), "limit": (5, 2)})
+        {'asr': None, 'limit': [5, 2]}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON of :func:`plain`."""
+    return json.dumps(plain(value), indent=2, allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write :func:`to_json`."""
+    with atomic_write(path) as file:
+        file.write(to_json(value) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """BackdoorBench's form: an unnamed first column that counts rows, ``nan_value`` for what is missing or NaN."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_write(path, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["", *columns])
+        for number, row in enumerate(rows):
+            writer.writerow([number, *(_cell(row.get(column, math.nan)) for column in columns)])
+
+
+def _cell(value: Any) -> Any:
+    return "nan_value" if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def epoch_rows(history: Sequence[Mapping[str, Any]], before: Metrics | None, after: Metrics) -> list[dict[str, Any]]:
+    """Rows of ``results.csv``: epoch 0 is the model before, the test rates of the last epoch are those after.
+
+    ``train_loss`` is the mean over samples; BackdoorBench's ``..._avg_over_batch`` columns, which weigh a small last
+    batch like a full one, are left out.
+    """
+    rows: list[dict[str, Any]] = [] if before is None else [{"epoch": 0, **_test_rates(before)}]
+    for record in history:
+        row = {"epoch": record["epoch"], "train_loss": record["loss"], "train_acc": record["accuracy"]}
+        rows.append({**row, "lr": record["lr"], **_totals(record)})
+    if rows:
+        rows[-1].update(_test_rates(after))
+    return rows
+
+
+def _totals(record: Mapping[str, Any]) -> dict[str, float]:
+    """Per-layer numbers of a record, such as D3's distances, summed."""
+    return {key: sum(value.values()) for key, value in record.items() if isinstance(value, Mapping) and key != "norm"}
+
+
+def _test_rates(metrics: Metrics) -> dict[str, float]:
+    return {"test_acc": metrics.acc, "test_asr": metrics.asr, "test_ra": metrics.ra}
+
+
+def ratings(before: Metrics, after: Metrics) -> dict[str, float]:
+    """DER and RIR, from before to after."""
+    return {"DER": defense_effectiveness_rating(before, after), "RIR": robust_improvement_rating(before, after)}
+
+
+def table(rows: Mapping[str, Metrics], *, extended: bool = False) -> str:
+    """Rates in percent, a row a model; from the second row on DER against the first.
+
+    Example:
+        >>> print(table({"before": Metrics(acc=0.9, asr=1.0), "d3": Metrics(acc=0.8, asr=0.0)}))
+                   ACC     ASR      RA     DER
+        before    90.0   100.0       -       -
+        d3        80.0     0.0       -    95.0
+    """
+    columns = {**RATES, **({"ASR+target": "asr_with_target", "ACC-target": "acc_without_target"} if extended else {})}
+    first = next(iter(rows.values()))
+    compared = len(rows) > 1
+    widths = [max(6, len(name)) for name in [*columns, *(["DER"] if compared else [])]]
+    left = max(map(len, rows))
+    lines = [" " * left + "".join(f"  {name:>{w}}" for name, w in zip([*columns, "DER"], widths, strict=False))]
+    for label, metrics in rows.items():
+        numbers = [getattr(metrics, name) for name in columns.values()]
+        if compared:
+            numbers.append(math.nan if metrics is first else ratings(first, metrics)["DER"])
+        cells = ("-" if math.isnan(x) else f"{100 * x:.1f}" for x in numbers)
+        lines.append(f"{label:<{left}}" + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths, strict=True)))
+    return "\n".join(lines)

@@ -130,10 +130,10 @@ def synchronize(device: torch.device) -> None:
 
 def table(records: list[dict[str, Any]]) -> Table:
     """A line a record."""
-    header = ("attack", "seed", "defense", "reserve", "ACC", "ASR", "ACC'", "ASR'", "RA'", "DER", "s")
+    header = ("data", "attack", "seed", "defense", "reserve", "ACC", "ASR", "ACC'", "ASR'", "RA'", "DER", "s")
     lines: list[list[Cell]] = []
     for line in records:
         before, after = line["before"], line["after"]
-        head: list[Cell] = [line["attack"], line["seed"], line["defense"], line["reserve"]]
+        head: list[Cell] = [line["data"], line["attack"], line["seed"], line["defense"], line["reserve"]]
         lines.append([*head, before["acc"], before["asr"], *after.values(), line["der"], line["seconds"]])
     return header, lines

@@ -86,7 +86,7 @@ def table(result: Result) -> Table:
     header, lines = scenario.table(result["records"])
     steps = result.get("step", {})
     times: dict[str, Cell] = {"ft": steps.get("ft_ms"), "d3": steps.get("d3_ms")}
-    widened = [[*line, times.get(str(line[2])), _ratio(steps, str(line[2]))] for line in lines]
+    widened = [[*line, times.get(str(line[3])), _ratio(steps, str(line[3]))] for line in lines]
     return [*header, "ms a step", "/ ft"], widened
 
 

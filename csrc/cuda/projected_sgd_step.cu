@@ -33,7 +33,7 @@ constexpr int kMaxSegments = 64;            // of one group: as many as fit the 
 constexpr int64_t kSmallNumel = 32 * 1024;  // up to here a layer is one block's work; not yet measured
 constexpr int kSmallThreads = 1024;
 constexpr int kThreads = 256;
-constexpr int kBlocksPerMultiprocessor = 4;  // resident together: 64 registers a thread
+constexpr int kBlocksPerMultiprocessor = 3;  // resident together: up to 80 registers a thread
 constexpr int kGram = 10;                    // products of 4 vectors
 
 struct Group {
@@ -122,7 +122,7 @@ __device__ __forceinline__ double measure(const ProjectedSgdSegment& s, const Qu
 
 // The products of W, D = W - W0, G and V: WW, WD, WG, WV, DD, DG, DV, GG, GV, VV.
 __device__ __forceinline__ void gram(const ProjectedSgdSegment& s, const Quads& quads, double (&sums)[kGram]) {
-  for_each_quad<1>(
+  for_each_quad<2>(
       quads, [&](int64_t quad, auto whole) { return load_inputs<Cache::keep, decltype(whole)::value>(s, quad); },
       [&](int64_t, const Inputs& in, auto) {
 #pragma unroll
@@ -165,7 +165,7 @@ __device__ __forceinline__ void update(const ProjectedSgdSegment& s, const Quads
 __device__ __forceinline__ double update_and_project(const ProjectedSgdSegment& s, const Quads& quads, float pull,
                                                      float lr, float momentum, double scale, bool direct) {
   double squared = 0.0;
-  for_each_quad<1>(
+  for_each_quad<1>(  // two at a time spill on some architectures
       quads, [&](int64_t quad, auto whole) { return load_inputs<Cache::stream, decltype(whole)::value>(s, quad); },
       [&](int64_t quad, Inputs in, auto whole) {
         constexpr bool kWhole = decltype(whole)::value;

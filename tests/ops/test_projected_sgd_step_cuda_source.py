@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdfast.ops.projected_sgd_step import reference
+from bdfast.backends.availability import cuda_missing
+from bdfast.ops.projected_sgd_step import projected_sgd_step_, reference
 from tests.cuda_on_cpu.library import build
 
 SMALL, LARGE = 32_768, 32_769
@@ -316,3 +317,32 @@ def test_twenty_steps_carry_the_distance(library: ctypes.CDLL, sizes: list[int])
     assert_on_sphere(outcome, layers)
     for ours, theirs in zip(layers.weights, w, strict=True):
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(cuda_missing() is not None, reason=str(cuda_missing()))
+@pytest.mark.parametrize("sizes", [[2000, 33], [LARGE, 33]], ids=["small", "large"])
+def test_a_captured_graph_follows_the_rate(sizes: list[int]) -> None:
+    layers = Layers.draw(sizes)
+    assert layers.distances is not None
+    norms, distances, rate = layers.norms.cuda(), layers.distances.cuda(), torch.tensor(LR, device="cuda")
+    captured = [[t.cuda() for t in arrays] for arrays in layers.lists()]
+    eager = [[t.cuda() for t in arrays] for arrays in layers.lists()]
+    eager_distances = distances.clone()
+
+    def run(lists: list[list[Tensor]], lr: float | Tensor, state: Tensor) -> None:
+        options = {"momentum": MOMENTUM, "distance_weight": DISTANCE_WEIGHT}
+        projected_sgd_step_(*lists, lr=lr, **options, norms=norms, distances=state, backend="cuda")
+
+    warm_up = [[t.clone() for t in arrays] for arrays in captured]
+    run(warm_up, rate, distances.clone())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(captured, rate, distances)
+    for lr in (0.05, 0.02, 0.3):
+        rate.fill_(lr)
+        graph.replay()
+        run(eager, lr, eager_distances)
+        ours = [*captured[0], *captured[3], distances]
+        for replayed, direct in zip(ours, [*eager[0], *eager[3], eager_distances], strict=True):
+            assert torch.equal(replayed, direct)

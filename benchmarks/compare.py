@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     names = list(HEAPS) if arguments.heap == "both" else [arguments.heap]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    selected = any((arguments.op, arguments.case, arguments.dtype, arguments.no_compile))
     result: dict[str, Any] = {
         "kind": "cpu",
+        "complete": arguments.heap == "both" and not selected,
         "environment": environment.facts(torch.device("cpu"), command),
         "heaps": {},
     }

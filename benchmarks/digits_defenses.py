@@ -45,18 +45,19 @@ def main(argv: list[str] | None = None) -> int:
     facts = environment.facts(CPU, command)
     path = arguments.output or environment.RESULTS / f"digits_{facts['commit']}.json"
     settings = {name: getattr(arguments, name) for name in ("attacks", "seeds", "reserves", "victim_epochs", "epochs")}
-    result = _read(path, settings) or {"kind": "digits", "environment": facts, "settings": settings, "records": []}
-    complete = True
+    empty = {"kind": "digits", "complete": False, "environment": facts, "settings": settings, "records": []}
+    result = _read(path, settings) or empty
     for victim_key, missing in todo(settings, result["records"]):
         if not missing:
             continue
         if time.monotonic() >= ends:
-            complete = False
             break
         victim = make_victim(*victim_key, arguments.victim_epochs)
         for reserve in missing:
             result["records"] += judge(victim, reserve, arguments.epochs)
             environment.write(path, result)
+    complete = not any(missing for _, missing in todo(settings, result["records"]))
+    environment.write(path, {**result, "complete": complete})
     print(text_table(scenario.table(result["records"])))
     print(f"\nwrote {path}" + ("" if complete else "; the time is over: the same command goes on from there"))
     return 0 if complete else 1

@@ -148,7 +148,8 @@ def _write(arguments: argparse.Namespace, reports: dict[str, Report], command: S
     from benchmarks import environment
 
     facts = environment.facts(torch.device(arguments.device), command)
-    result = {"kind": "gpu", "quick": arguments.quick, "environment": facts, "stages": reports}
+    complete = arguments.device == "cuda" and not arguments.quick and not arguments.only
+    result = {"kind": "gpu", "complete": complete, "environment": facts, "stages": reports}
     paths = [arguments.output or environment.RESULTS / result_name(facts)]
     if os.environ.get("OUT"):
         paths.append(Path(os.environ["OUT"], paths[0].name))

@@ -77,12 +77,12 @@ def documents() -> list[Path]:
 
 
 def newest(folder: Path) -> Results:
-    """The latest result of each kind; trial runs (``--quick``) do not count."""
+    """The latest result of each kind; those of a part of the cases do not count."""
     found: Results = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         kind, date = result["kind"], result["environment"]["date"]
-        if not result.get("quick") and (kind not in found or date > found[kind]["environment"]["date"]):
+        if result["complete"] and (kind not in found or date > found[kind]["environment"]["date"]):
             found[kind] = {**result, "file": path.name}
     return found
 
@@ -202,12 +202,14 @@ def plot(results: Results, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = speed_ups(results)
-    figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 4.0), squeeze=False)
-    for axis, (title, bars) in zip(axes[0], panels.items(), strict=False):
-        names, values = list(bars), list(bars.values())
+    columns, bars = max(1, len(panels)), max([2, *map(len, panels.values())])
+    figure, axes = plt.subplots(1, columns, figsize=(6.4 * columns, 1.0 + 0.42 * bars), squeeze=False)
+    for axis, (title, ratios) in zip(axes[0], panels.items(), strict=False):
+        names, values = list(ratios), list(ratios.values())
         axis.barh(names, values, color="#3465a4")
         axis.axvline(1.0, color="black", linewidth=0.8)
         axis.bar_label(axis.containers[0], fmt="%.1f", padding=2)
+        axis.margins(x=0.12)  # for the figures beside the bars
         axis.invert_yaxis()
         axis.set_xlabel("times as fast as eager PyTorch")
         axis.set_title(title)
@@ -221,17 +223,15 @@ def speed_ups(results: Results) -> dict[str, dict[str, float]]:
     panels: dict[str, dict[str, float]] = {}
     if "cpu" in results:
         records = results["cpu"]["heaps"].get("default", [])
-        panels["CPU"] = {
-            _label(record): record["ratios"]["eager"] for record in first_dtypes(records) if _timed(record)
-        }
+        timed = [record for record in first_dtypes(records) if "eager" in record.get("ratios", {})]
+        panels["CPU"] = {_label(record): record["ratios"]["eager"] for record in timed}
     measured = results.get("gpu", {}).get("stages", {}).get("ops", {}).get("result")
     if measured:
-        figures = {
-            _label(record): record["modes"].get("graph", record["modes"]["plain"]) for record in first_dtypes(measured["records"])
-            if "failures" not in record
-        }  # fmt: skip
-        name = results["gpu"]["environment"]["gpu"]["name"] if results["gpu"]["environment"]["gpu"] else "no GPU"
-        panels[name] = {label: f["ratios"]["eager"] for label, f in figures.items() if "eager" in f["ratios"]}
+        timed = [record for record in first_dtypes(measured["records"]) if "modes" in record]
+        figures = {_label(record): record["modes"].get("graph", record["modes"]["plain"]) for record in timed}
+        panels[results["gpu"]["environment"]["gpu"]["name"]] = {
+            label: f["ratios"]["eager"] for label, f in figures.items() if "eager" in f["ratios"]
+        }
     return panels
 
 
@@ -252,10 +252,6 @@ def plotted(path: Path) -> str | None:
 
 def _label(record: dict[str, Any]) -> str:
     return f"{record['op']}\n{record['case']}"
-
-
-def _timed(record: dict[str, Any]) -> bool:
-    return "eager" in record.get("ratios", {})
 
 
 NOT_MEASURED = "*Not measured yet.*"

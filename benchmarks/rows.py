@@ -102,7 +102,7 @@ def failed_record(suite: OpSuite, case: Case, dtype: torch.dtype, reasons: list[
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
     """Median and ratios of lines that :func:`record` made, or why there are none."""
-    header = ["op", "case", "dtype", "us", *(f"{name} /" for name in BASELINES), "GB/s", "of copy"]
+    header = ["op", "case", "dtype", "us", *(f"vs {name}" for name in BASELINES), "GB/s", "of copy"]
     lines: list[list[Cell]] = []
     for line in records:
         head: list[Cell] = [line["op"], line["case"], line["dtype"]]

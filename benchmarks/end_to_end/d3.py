@@ -87,7 +87,7 @@ def table(result: Result) -> Table:
     steps = result.get("step", {})
     times: dict[str, Cell] = {"ft": steps.get("ft_ms"), "d3": steps.get("d3_ms")}
     widened = [[*line, times.get(str(line[3])), _ratio(steps, str(line[3]))] for line in lines]
-    return [*header, "ms a step", "/ ft"], widened
+    return [*header, "ms a step", "vs ft"], widened
 
 
 def _ratio(steps: dict[str, Any], defense: str) -> Cell:

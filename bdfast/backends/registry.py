@@ -65,6 +65,7 @@ class Op:
     key: Callable[..., Tensor]
     implementations: tuple[Implementation, ...]
     call: Any = field(init=False)
+    _mutated: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         _LIBRARY.define(f"{self.name}{self.schema}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -72,11 +73,23 @@ class Op:
             _LIBRARY.impl(self.name, self._entry, key)
         torch.library.register_fake(f"bdfast::{self.name}", self.fake, lib=_LIBRARY)
         self.call = getattr(torch.ops.bdfast, self.name).default
+        arguments = self.call._schema.arguments
+        self._mutated = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
         _OPS[self.name] = self
 
     def _entry(self, *arguments: Any) -> Any:
         *inputs, wish = arguments
-        return self.choose(wish, self.key(*inputs)).function(*inputs)
+        result = self.choose(wish, self.key(*inputs)).function(*inputs)
+        if self._mutated:
+            self._increment_versions(inputs)
+        return result
+
+    def _increment_versions(self, inputs: list[Any]) -> None:
+        """Writes through raw pointers are news to autograd: a backward through the old values must raise."""
+        for i in self._mutated:
+            tensors = inputs[i] if isinstance(inputs[i], (list, tuple)) else [inputs[i]]
+            tracked = [t for t in tensors if t is not None and not t.is_inference()]
+            torch.autograd.graph.increment_version(tracked)
 
     def choose(self, wish: str, key: Any) -> Implementation:
         """The implementation that runs for this key tensor.

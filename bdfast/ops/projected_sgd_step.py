@@ -18,6 +18,7 @@ Bytes moved a weight: 32 with ``distances`` carried from step to step (5 reads, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -80,7 +81,7 @@ def projected_sgd_step_(
     """
     lists = {"weights": weights, "anchors": anchors, "grads": grads, "momentum_buffers": momentum_buffers}
     _check_lists({name: list(tensors) for name, tensors in lists.items()})
-    _check_scalars(lr, momentum, distance_weight)
+    _check_scalars(lr, momentum, distance_weight, weights)
     _check_state("norms", norms, weights)
     if distances is not None:
         _check_state("distances", distances, weights)
@@ -289,21 +290,16 @@ def _check_state(name: str, state: Tensor, weights: Sequence[Tensor]) -> None:
         raise ValueError(message(NAME, name, f"device {weights[0].device}", str(state.device), "move it there"))
 
 
-def _check_scalars(lr: float | Tensor, momentum: float, distance_weight: float) -> None:
+def _check_scalars(lr: float | Tensor, momentum: float, distance_weight: float, weights: Sequence[Tensor]) -> None:
     if isinstance(lr, Tensor):
-        if lr.dim() != 0 or lr.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                message(
-                    NAME,
-                    "lr",
-                    "a float or a 0-dim float32 tensor",
-                    f"{lr.dtype} {list(lr.shape)}",
-                    "use torch.tensor(0.01)",
-                )
-            )
-    elif not 0.0 <= lr < float("inf"):
+        device = weights[0].device if weights else lr.device
+        if lr.dim() != 0 or lr.dtype != torch.float32 or lr.device != device:
+            expected = f"a float, or a 0-dim float32 tensor on {device}"
+            got = f"{lr.dtype} {list(lr.shape)} on {lr.device}"
+            raise ValueError(message(NAME, "lr", expected, got, "use torch.tensor(0.01, device=...)"))
+    elif not 0.0 <= lr < math.inf:
         raise ValueError(message(NAME, "lr", "a finite number >= 0", str(lr), "correct it"))
     if not 0.0 <= momentum < 1.0:
         raise ValueError(message(NAME, "momentum", "a number in [0, 1)", str(momentum), "correct it"))
-    if not 0.0 <= distance_weight < float("inf"):
+    if not 0.0 <= distance_weight < math.inf:
         raise ValueError(message(NAME, "distance_weight", "a finite number >= 0", str(distance_weight), "correct it"))

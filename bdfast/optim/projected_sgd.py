@@ -181,7 +181,6 @@ class ProjectedSGD(Optimizer):
             norms=norms,
             distances=distances,
         )
-        torch.autograd.graph.increment_version(weights)  # so that a backward through the old weights raises
         for row, p, w, state, distance in zip(rows, params, weights, states, distances, strict=True):
             if w is not p:
                 p.copy_(w)

@@ -157,6 +157,24 @@ def test_channels_last_weights_keep_their_storage() -> None:
     assert s["weights"][0].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backward_through_the_old_weights_raises(backend: str) -> None:
+    s = state()
+    scale = torch.ones((), requires_grad=True)
+    product = (scale * s["weights"][0]).sum()
+    projected_sgd_step_(**s, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_inference_tensors() -> None:
+    with torch.inference_mode():
+        s = state()
+        before = s["weights"][0].clone()
+        projected_sgd_step_(**s)
+        assert not torch.equal(s["weights"][0], before)
+
+
 @pytest.mark.slow
 def test_compiles_without_graph_break() -> None:
     def step(w: Tensor, a: Tensor, g: Tensor, v: Tensor, n: Tensor, d: Tensor) -> Tensor:
@@ -188,7 +206,8 @@ def test_compiles_without_graph_break() -> None:
         ({"norms": torch.zeros(1).int()}, TypeError, "`norms` expected float32"),
         ({"distances": torch.zeros(1, 1)}, ValueError, "`distances` expected a tensor"),
         ({"lr": -1.0}, ValueError, "`lr` expected a finite number >= 0, got -1.0"),
-        ({"lr": torch.zeros(1)}, ValueError, "`lr` expected a float or a 0-dim float32 tensor"),
+        ({"lr": torch.zeros(1)}, ValueError, "`lr` expected a float, or a 0-dim float32 tensor on cpu"),
+        ({"lr": torch.tensor(0.1, dtype=torch.float64)}, ValueError, r"got torch.float64 \[\] on cpu"),
         ({"momentum": 1.0}, ValueError, r"`momentum` expected a number in \[0, 1\)"),
         ({"distance_weight": math.inf}, ValueError, "`distance_weight` expected a finite number"),
     ],

@@ -89,6 +89,8 @@ def _start(start: str, anchor: Tensor, noise: Tensor) -> Tensor:
 def run(inputs: Inputs, backend: str) -> Outputs:
     """Several steps; the state that they leave."""
     arguments = {name: value for name, value in inputs.items() if name != "steps"}
+    if isinstance(inputs["lr"], Tensor):
+        arguments["lr"] = inputs["lr"].float()  # float32 also where the weights are upcast
     for _ in range(inputs["steps"]):
         projected_sgd_step_(**arguments, backend=backend)
     return _state(inputs)

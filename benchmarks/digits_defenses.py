@@ -45,7 +45,13 @@ def main(argv: list[str] | None = None) -> int:
     facts = environment.facts(CPU, command)
     path = arguments.output or environment.RESULTS / f"digits_{facts['commit']}.json"
     settings = {name: getattr(arguments, name) for name in ("attacks", "seeds", "reserves", "victim_epochs", "epochs")}
-    empty = {"kind": "digits", "complete": False, "environment": facts, "settings": settings, "records": []}
+    empty: dict[str, Any] = {
+        "kind": "digits",
+        "complete": False,
+        "environment": facts,
+        "settings": settings,
+        "records": [],
+    }
     result = _read(path, settings) or empty
     for victim_key, missing in todo(settings, result["records"]):
         if not missing:

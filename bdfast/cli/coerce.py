@@ -58,9 +58,8 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "|".join(map(str, arguments))
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
-        if Ellipsis in arguments or origin is not tuple:
-            return f"a list of {describe(arguments[0])}"
-        return f"{len(arguments)} of: {describe(arguments[0])}"
+        count = "some" if Ellipsis in arguments or origin is not tuple else str(len(arguments))
+        return f"a list of {count}: {describe(arguments[0])}"
     if is_dataclass(hint):
         return "{" + ", ".join(field.name for field in fields(hint)) + "}"
     names = {types.NoneType: "none", bool: "true|false", int: "a whole number", float: "a number", str: "text"}

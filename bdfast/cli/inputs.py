@@ -77,16 +77,12 @@ class AttackFolder:
     poisoned: PoisonedData
     settings: dict[str, Any]
 
-    @property
-    def model(self) -> str:
-        """Path of the victim."""
-        return str(self.path / MODEL_FILE)
-
-    def data_settings(self) -> list[Given]:
-        """Which images it was made from, as settings that others win over."""
+    def given(self) -> list[Given]:
+        """The victim, and which images it was made from, as settings that others win over."""
         source = str(self.path / CONFIG_FILE)
-        names = [item.name for item in fields(DataSettings)]
-        return [Given(f"{source}: {name}", name, self.settings[name]) for name in names if name in self.settings]
+        names = [item.name for item in fields(DataSettings) if item.name in self.settings]
+        images = [Given(f"{source}: {name}", name, self.settings[name]) for name in names]
+        return [Given("--attack-dir", "model", str(self.path / MODEL_FILE)), *images]
 
 
 def read_attack_folder(where: str, path: Path) -> AttackFolder:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from bdfast._version import __version__
 from bdfast.cli.coerce import coerce, describe
@@ -53,8 +53,8 @@ def add_settings(parser: argparse.ArgumentParser, *groups: type) -> None:
         for item in options_of(group):
             metavar = item.metadata["metavar"] or item.name.upper()
             default = "" if item.default is None else f" (default: {item.default})"
-            form = describe(hints[item.name])
-            text = item.metadata["help"] + ("" if form in ("text", "none, or text") else f"; {form}") + default
+            choices = f": {describe(hints[item.name])}" if get_origin(hints[item.name]) is Literal else ""
+            text = item.metadata["help"] + choices + default
             name = f"--{item.name.replace('_', '-')}"
             parser.add_argument(name, action=_Option, dest=item.name, metavar=metavar, help=text)
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of settings; the command line wins")
@@ -171,10 +171,22 @@ def resolve(where: str, group: type[Group], settings: Sequence[Given], known: Se
     return group(**values)
 
 
+def defaults_for(data: str, group: Any) -> list[Given]:
+    """The settings that small digits need, where ``group`` has them (``for_digits``); what is given wins over them."""
+    if data != "digits" or not hasattr(group, "for_digits"):
+        return []
+    plain, digits = group(), group.for_digits()
+    changed = [item.name for item in fields(group) if getattr(plain, item.name) != getattr(digits, item.name)]
+    return [Given(f"digits: {name}", name, getattr(digits, name)) for name in changed]
+
+
 def document(group: type, title: str) -> str:
     """The fields of a config with type and default, for the end of a help text."""
-    hints = get_type_hints(group)
-    lines = [f"  {item.name:<15} {describe(hints[item.name])} (default: {item.default})" for item in fields(group)]  # type: ignore[arg-type]
+    hints, default = get_type_hints(group), group()
+    lines = [
+        f"  {item.name:<15} {describe(hints[item.name])} (default: {getattr(default, item.name)})"
+        for item in fields(group)
+    ]  # type: ignore[arg-type]
     return "\n".join([f"{title}, for --set and --config:", *lines])
 
 

@@ -54,7 +54,7 @@ def draw(report: Report) -> bytes:
     """
     matplotlib = optional_import("matplotlib", extra="cli", purpose="to draw pictures")
     figures = optional_import("matplotlib.figure", extra="cli", purpose="to draw pictures")
-    rows = [2.0] if report.samples else []
+    rows = [2.3] if report.samples else []
     with matplotlib.rc_context(STYLE):
         # A Figure of its own: pyplot would keep global state, and might open a window.
         figure = figures.Figure(figsize=(11, 0.6 + sum(rows) + 3.9), dpi=DPI, layout="constrained", facecolor="white")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from bdfast.cli.inputs import (
     parse_normalize,
 )
 from bdfast.cli.outputs import RESUME_FILE, epoch_rows, results_folder, table, write_csv, write_json
-from bdfast.cli.settings import Given, add_settings, document, given, keys, record, resolve, setting
+from bdfast.cli.settings import add_settings, defaults_for, document, given, keys, record, resolve, setting
 from bdfast.data import DataSplits
 from bdfast.errors import message, optional_import
 from bdfast.runtime.checkpoints import save_state
@@ -77,6 +78,8 @@ def plan(options: argparse.Namespace) -> Plan:
     kind = type(get(choice.attack))
     known = keys([DataSettings, AttackSettings, TrainConfig, kind])
     data = resolve(WHERE, DataSettings, settings, known)
+    if data.data not in ("digits", "cifar10"):
+        data = replace(data, data=os.path.abspath(data.data))  # for --attack-dir, which may be used from elsewhere
     is_digits = data.data == "digits"
     attack = replace(
         choice,
@@ -84,10 +87,7 @@ def plan(options: argparse.Namespace) -> Plan:
         rate=choice.rate if choice.rate is not None else kind.default_rate,
         normalize=format_normalize(parse_normalize(WHERE, choice.normalize, data.data)),
     )
-    defaults = record("", TrainConfig.for_digits()) if is_digits else {}
-    train_keys = keys([TrainConfig])
-    low = [Given("digits", key, value) for key, value in defaults.items() if key in train_keys]
-    train = resolve(WHERE, TrainConfig, [*low, *settings], known)
+    train = resolve(WHERE, TrainConfig, [*defaults_for(data.data, TrainConfig), *settings], known)
     return Plan(data, attack, resolve(WHERE, kind, settings, known), train)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from bdfast.attacks import PoisonedData
 from bdfast.cli.command import DONE, Command
 from bdfast.cli.defenses import DEFENSES, Defense
 from bdfast.cli.environment import versions
@@ -38,9 +39,9 @@ from bdfast.cli.outputs import (
     write_json,
 )
 from bdfast.cli.reporting import check_report, make_report
-from bdfast.cli.settings import Given, add_settings, document, given, keys, record, resolve, setting
+from bdfast.cli.settings import Given, add_settings, defaults_for, document, given, keys, record, resolve, setting
 from bdfast.data import DataSplits
-from bdfast.errors import message, optional_import
+from bdfast.errors import optional_import
 from bdfast.files import atomic_write
 from bdfast.metrics import Metrics
 from bdfast.report import Report, pick_samples
@@ -59,21 +60,37 @@ class DefendSettings:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """The resolved settings, and the attack's folder if there is one."""
+
+    data: DataSettings
+    network: ModelSettings
+    settings: DefendSettings
+    config: Any  # the defense's own dataclass
+    folder: AttackFolder | None
+
+
+@dataclass(frozen=True)
 class Job:
     """Everything that a defense may need."""
 
-    data: DataSettings
-    model_settings: ModelSettings
-    settings: DefendSettings
-    config: Any
-    folder: AttackFolder | None
+    plan: Plan
     splits: DataSplits
     victim: LoadedModel
+
+    @property
+    def poisoned(self) -> PoisonedData | None:
+        """The poisoned set, where an attack's folder is known."""
+        return None if self.plan.folder is None else self.plan.folder.poisoned
+
+    def judge(self, model: nn.Module) -> Metrics:
+        """The rates of ``model``, which expects its images as the victim does."""
+        return judge(model, self.splits, self.poisoned, self.victim.normalize)
 
 
 PROVIDERS: dict[str, Callable[[Job], Any]] = {
     "model": lambda job: job.victim.model,
-    "reserve": lambda job: clean_reserve(job.splits, job.settings.reserve, job.settings.seed),
+    "reserve": lambda job: clean_reserve(job.splits, job.plan.settings.reserve, job.plan.settings.seed),
 }
 """What a defense can ask for by name (``Defense.needs``)."""
 
@@ -100,51 +117,45 @@ def run(options: argparse.Namespace) -> int:
     """Load, defend, evaluate before and after, and write everything at the end."""
     defense: Defense = options.chosen
     where = f"bdfast defend {defense.name}"
-    settings, config, rest = resolve_all(where, defense, options)
-    check_report(settings.report)
     optional_import("safetensors", extra="cli", purpose="to write model.safetensors")
+    chosen = make_plan(where, defense, given(options, where.removeprefix("bdfast ")))
+    check_report(chosen.settings.report)
     with results_folder(where, options.out) as folder:
-        job = prepare(where, settings, config, rest)
-        before = judge(job.victim.model, job.splits, _trigger(job), job.victim.normalize)
+        job = load_job(where, chosen)
+        before = job.judge(job.victim.model)
         result = apply(defense, job, Path(options.out) / RESUME_FILE)
-        after = judge(result.model, job.splits, _trigger(job), job.victim.normalize)
-        resolved = record(f"defend {defense.name}", job.data, job.model_settings, settings, config)
+        after = job.judge(result.model)
+        resolved = record(f"defend {defense.name}", *(getattr(job.plan, item.name) for item in fields(Plan)[:4]))
         write_results(folder, job, result, before, after, resolved)
-        names = {"before": before, defense.name: after}
-        note = make_report(settings.report, folder, _report(defense, job, result, names, resolved))
-    print(table(names))
+        rates = {"before": before, defense.name: after}
+        note = make_report(chosen.settings.report, folder, _report(defense, job, result, rates, resolved))
+    print(table(rates))
     print(f"\nresults in {options.out}" + (f"\n{note}" if note else ""))
     return DONE
 
 
-def resolve_all(where: str, defense: Defense, options: argparse.Namespace) -> tuple[DefendSettings, Any, list[Given]]:
-    """The settings of the command and of the defense, and all that was given, for those of data and model."""
-    everything = given(options, where.removeprefix("bdfast "))
+def make_plan(where: str, defense: Defense, everything: Sequence[Given]) -> Plan:
+    """Resolve the settings; options win over what an attack's folder says, and that over the defaults."""
     known = keys([DataSettings, ModelSettings, DefendSettings, defense.config])
     settings = resolve(where, DefendSettings, everything, known)
-    config: Any = resolve(where, defense.config, everything, known)
-    return settings, config, [item for item in everything if item.key in keys([DataSettings, ModelSettings])]
-
-
-def prepare(where: str, settings: DefendSettings, config: Any, given: Sequence[Given]) -> Job:
-    """Load what was named; what an attack's folder says comes first, so that options win over it."""
     folder = None
     if settings.attack_dir is not None:
         folder = read_attack_folder(where, Path(settings.attack_dir))
-        given = [*folder.data_settings(), Given("--attack-dir", "model", folder.model), *given]
-    known = keys([DataSettings, ModelSettings])
-    data = resolve(where, DataSettings, given, known)
-    network = resolve(where, ModelSettings, given, known)
-    if network.model is None:
-        raise ValueError(message(where, "--model", "a checkpoint", "none", "pass --model FILE or --attack-dir DIR"))
-    splits = data.load()
-    victim = load_model(where, network, splits, data.data)
-    network = replace(network, arch=victim.arch, normalize=format_normalize(victim.normalize))
-    print(
-        f"{network.model}: {victim.arch}, images normalised with {network.normalize}; data: {data.data}",
-        file=sys.stderr,
-    )
-    return Job(data, network, settings, config, folder, splits, victim)
+        everything = [*folder.given(), *everything]
+    data = resolve(where, DataSettings, everything, known)
+    network = resolve(where, ModelSettings, everything, known)
+    config: Any = resolve(where, defense.config, [*defaults_for(data.data, defense.config), *everything], known)
+    return Plan(data, network, settings, config, folder)
+
+
+def load_job(where: str, plan: Plan) -> Job:
+    """Load data and model, and put into the plan what the checkpoint decided."""
+    splits = plan.data.load()
+    victim = load_model(where, plan.network, splits, plan.data.data)
+    network = replace(plan.network, arch=victim.arch, normalize=format_normalize(victim.normalize))
+    about = f"{victim.arch}, images normalised with {network.normalize}; data: {plan.data.data}"
+    print(f"{network.model}: {about}", file=sys.stderr)
+    return Job(replace(plan, network=network), splits, victim)
 
 
 def apply(defense: Defense, job: Job, resume: Path) -> Any:
@@ -153,7 +164,7 @@ def apply(defense: Defense, job: Job, resume: Path) -> Any:
         print(f"continuing from {resume}", file=sys.stderr)
     return defense.function(
         *(PROVIDERS[need](job) for need in defense.needs),
-        job.config,
+        job.plan.config,
         callback=Progress(defense.name),
         normalize=job.victim.normalize,
         checkpoint=resume,
@@ -172,18 +183,14 @@ def write_results(
         file.write(result.to_json() + "\n")
 
 
-def _trigger(job: Job) -> Any:
-    return None if job.folder is None else job.folder.poisoned
-
-
 def _report(defense: Defense, job: Job, result: Any, rates: dict[str, Metrics], resolved: dict[str, Any]) -> Report:
     samples = None
-    if job.folder is not None:
+    if job.poisoned is not None:
         networks: dict[str, nn.Module] = {"before": job.victim.model, defense.name: result.model}
-        triggered = job.folder.poisoned.trigger(*job.splits.test)
+        triggered = job.poisoned.trigger(*job.splits.test)
         samples = pick_samples(networks, triggered, job.splits.class_names, normalize=job.victim.normalize)
     return Report(
-        title=f"{defense.name} on {job.victim.arch}, {job.data.data}",
+        title=f"{defense.name} on {job.victim.arch}, {job.plan.data.data}",
         rates=rates,
         history=result.history,
         settings=plain(resolved),

@@ -29,8 +29,6 @@ from bdfast.training import TrainConfig, train_classifier
 WHERE = "bdfast demo"
 NORMALIZE = normalization("digits")
 RESERVE = 0.15  # of the training set, held aside before poisoning: 210 images
-# 210 images are a single batch of the paper's 256: smaller batches and larger steps make up for its 5 % of CIFAR-10.
-SMALL_SET: dict[str, Any] = {"epochs": 50, "batch_size": 64, "lr": 0.05, "augment": "crop"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,15 +106,16 @@ def defend(
     seconds: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Add the networks that fine-tuning and D3 make of the victim; D3's history."""
-    small = {**SMALL_SET, "seed": options.seed, **({"epochs": 2} if options.quick else {})}
+    config = D3Config.for_digits(seed=options.seed, **({"epochs": 2} if options.quick else {}))
+    same = {name: getattr(config, name) for name in ("epochs", "batch_size", "lr", "augment", "seed")}
     history: list[dict[str, Any]] = []
     steps: tuple[tuple[str, Any, Any], ...] = (
-        ("ft", fine_tune, FineTuneConfig(**small)),
-        ("d3", d3, D3Config(**small)),
+        ("ft", fine_tune, FineTuneConfig(**same)),
+        ("d3", d3, config),
     )
-    for label, function, config in steps:
+    for label, function, its_config in steps:
         start = time.perf_counter()
-        result = function(networks["before"], clean, config, callback=Progress(label), normalize=NORMALIZE)
+        result = function(networks["before"], clean, its_config, callback=Progress(label), normalize=NORMALIZE)
         seconds[label] = time.perf_counter() - start
         networks[label], history = result.model, result.history
     return history

@@ -53,7 +53,7 @@ def evaluate_all(settings: list[Given]) -> Mapping[str, Metrics]:
     if own.attack_dir is not None:
         folder = read_attack_folder(WHERE, Path(own.attack_dir))
         poisoned = folder.poisoned
-        settings = [*folder.data_settings(), Given("--attack-dir", "model", folder.model), *settings]
+        settings = [*folder.given(), *settings]
     data = resolve(WHERE, DataSettings, settings, known)
     network = resolve(WHERE, ModelSettings, settings, known)
     splits = data.load()

@@ -14,19 +14,24 @@ HALF_OR_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 
 def check_logits(op: str, logits: Tensor, name: str = "logits") -> None:
     """``logits`` is a floating-point ``[N, C]`` with at least one class."""
-    if not isinstance(logits, Tensor):
-        raise TypeError(message(op, name, "a tensor [N, C]", type(logits).__name__, "pass a torch.Tensor"))
-    if logits.dtype not in FLOATING:
-        raise TypeError(
-            message(op, name, "float32, float16, bfloat16 or float64", str(logits.dtype), "convert it with .float()")
-        )
+    check_floating(op, logits, name, "[N, C]")
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(
             message(op, name, "shape [N, C] with C >= 1", str(list(logits.shape)), "flatten to one row a sample")
         )
 
 
-def check_target(op: str, target: Tensor, logits: Tensor) -> None:
+def check_floating(op: str, tensor: Tensor, name: str, shape: str) -> None:
+    """``tensor`` is a floating-point tensor; ``shape`` says in the message what else it should be."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(message(op, name, f"a tensor {shape}", type(tensor).__name__, "pass a torch.Tensor"))
+    if tensor.dtype not in FLOATING:
+        raise TypeError(
+            message(op, name, "float32, float16, bfloat16 or float64", str(tensor.dtype), "convert it with .float()")
+        )
+
+
+def check_target(op: str, target: Tensor, logits: Tensor, name: str = "logits") -> None:
     """``target`` is an int64 ``[N]`` on the device of ``logits``; its values are checked where the op runs."""
     if not isinstance(target, Tensor):
         raise TypeError(message(op, "target", "a tensor [N]", type(target).__name__, "pass a torch.Tensor"))
@@ -37,14 +42,14 @@ def check_target(op: str, target: Tensor, logits: Tensor) -> None:
             message(
                 op,
                 "target",
-                f"one label a row of logits, [{logits.shape[0]}]",
+                f"one label a row of {name}, [{logits.shape[0]}]",
                 str(list(target.shape)),
                 "pass labels for exactly these rows",
             )
         )
     if target.device != logits.device:
         raise ValueError(
-            message(op, "target", f"the device of logits, {logits.device}", str(target.device), "move it there")
+            message(op, "target", f"the device of {name}, {logits.device}", str(target.device), "move it there")
         )
 
 

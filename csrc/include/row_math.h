@@ -57,10 +57,21 @@ inline float log_positive(float x) {
   return (p + exponent * ln2_low) + exponent * ln2_high + (x - x);  // x - x: NaN stays NaN
 }
 
-// log(1 + e) for e in [0, 1]; e itself where 1 + e rounds to 1. NaN stays NaN.
+// log(1 + e) for e in [0, 1], to 2 ulp however small e is. NaN stays NaN.
+//
+// log(1 + e) = 2 atanh(t), t = e / (2 + e) <= 1/3, by its series to t^13, whose remainder (t^14 / 15 < 2e-8 of the
+// result) lies below a float32 ulp.
 inline float log1p_unit(float e) {
-  const float u = 1.0f + e;
-  return log_positive(u) + (e - (u - 1.0f)) / u;  // the second term restores what rounding u lost
+  const float t = e / (2.0f + e);
+  const float t2 = t * t;
+  float p = 2.0f / 13.0f;
+  p = p * t2 + 2.0f / 11.0f;
+  p = p * t2 + 2.0f / 9.0f;
+  p = p * t2 + 2.0f / 7.0f;
+  p = p * t2 + 2.0f / 5.0f;
+  p = p * t2 + 2.0f / 3.0f;
+  p = p * t2 + 2.0f;
+  return p * t;
 }
 
 }  // namespace BDFAST_ISA_NAMESPACE

@@ -7,9 +7,6 @@ so reruns are bit-identical on every GPU.
 
 from __future__ import annotations
 
-import math
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,58 +14,14 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
+from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of
 
 MAX_PROGRAMS = 1024  # of a forward; also the tile in which one program adds their partial sums
 
 
-@dataclass(frozen=True)
-class Launch:
-    """Shape of a program.
-
-    Attributes:
-        block_n: rows that a program holds at a time.
-        block_c: classes that it holds at a time.
-        tiles: of block_c classes, in a row.
-        grain: a power of two up to 16 that divides C and the row stride. Triton itself only tells multiples of 16 from
-            the rest, and would read rows of 1000 classes one by one instead of 16 bytes at a time.
-        num_warps: of a program.
-    """
-
-    block_n: int
-    block_c: int
-    tiles: int
-    grain: int
-    num_warps: int
-
-    @classmethod
-    def choose(cls, classes: int, row_stride: int) -> Launch:
-        """Narrow rows share a program, so that D3's 256 x 10 is one program and one launch; wide ones spread over many.
-
-        The number of rows has no say: batches of all sizes share one compiled kernel. A thread holds 8 elements (16 of
-        rows over 2048), so that several loads are in flight and nothing spills.
-        """
-        block_c = min(triton.next_power_of_2(classes), 4096)
-        elements = 4096 if block_c <= 32 else max(1024, block_c)
-        num_warps = 16 if block_c <= 32 else 4 if elements <= 2048 else 8
-        tiles = triton.cdiv(classes, block_c)
-        return cls(elements // block_c, block_c, tiles, math.gcd(classes, row_stride, 16), num_warps)
-
-    def constants(self) -> dict[str, int]:
-        """The arguments of both row kernels that depend on the launch."""
-        return {"GRAIN": self.grain, "TILES": self.tiles, "BLOCK_N": self.block_n, "BLOCK_C": self.block_c}
-
-
 # --- kernels ---------------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _label_logit(p_logits, p_target, o_n, o_row, m_n, C):
-    """The label of each row and its logit; NaN where the label is outside [0, C)."""
-    b_y = tl.load(p_target + o_n, mask=m_n, other=-1)
-    m_y = (b_y >= 0) & (b_y < C)
-    b_zy = tl.load(p_logits + o_row + b_y, mask=m_y, other=0.0).to(tl.float32)
-    return b_y, tl.where(m_y, b_zy, float("nan"))
 
 
 @triton.jit
@@ -139,7 +92,7 @@ def hinge_cross_entropy_fwd_kernel(
         o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
         o_row = o_n * stride_n
         m_n = o_n < N
-        _, b_zy = _label_logit(p_logits, p_target, o_n, o_row, m_n, C)
+        _, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
         b_max, b_sum = _row_stats(p_logits, o_row, m_n, C, TILES, BLOCK_N, BLOCK_C)
         tl.store(p_stats + 2 * o_n, b_max, mask=m_n)
         tl.store(p_stats + 2 * o_n + 1, b_sum, mask=m_n)
@@ -210,7 +163,7 @@ def hinge_cross_entropy_bwd_kernel(
     o_c = (program % TILES).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_n = o_n < N
     o_row = o_n * stride_n
-    b_y, b_zy = _label_logit(p_logits, p_target, o_n, o_row, m_n, C)
+    b_y, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
     b_max = tl.load(p_stats + 2 * o_n, mask=m_n, other=0.0)
     b_sum = tl.load(p_stats + 2 * o_n + 1, mask=m_n, other=1.0)
     b_scale = tl.load(p_grad_loss + o_n * stride_grad_loss, mask=m_n, other=0.0).to(tl.float32)
@@ -243,7 +196,7 @@ def forward(
     hinge: str,
 ) -> tuple[Tensor, Tensor]:
     """Loss (float32, ``[N]`` or a scalar) and row statistics ``[N, 2]``."""
-    z, y = _rows(logits), target.contiguous()
+    z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
     launch = Launch.choose(c, z.stride(0))
     programs = max(1, min(triton.cdiv(n, launch.block_n), MAX_PROGRAMS))
@@ -253,7 +206,7 @@ def forward(
     stats = z.new_empty((n, 2), dtype=torch.float32)
     two_launches = reduce and programs > 1
     partials = z.new_empty(programs, dtype=torch.float64) if two_launches else stats
-    with _on_device_of(z):
+    with on_device_of(z):
         hinge_cross_entropy_fwd_kernel[(programs,)](
             z, y, loss, stats, partials, n, c, z.stride(0), margin,
             REDUCE=reduce, ONE_PROGRAM=programs == 1, **options, **launch.constants(), num_warps=launch.num_warps,
@@ -276,30 +229,20 @@ def backward(
     hinge: str,
 ) -> Tensor:
     """Gradient of the logits: ``[N, C]``, contiguous, in their dtype."""
-    z, y = _rows(logits), target.contiguous()
+    z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
     grad = z.new_empty((n, c))
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))
     programs = triton.cdiv(n, launch.block_n) * launch.tiles
-    with _on_device_of(z):
+    with on_device_of(z):
         hinge_cross_entropy_bwd_kernel[(programs,)](
             grad_loss, z, y, stats.contiguous(), loss, grad,
             n, c, z.stride(0), grad_loss.stride(0) if reduction == "none" else 0, margin,
             MEAN=reduction == "mean", BATCH_HINGE=hinge == "batch", **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
     return grad
-
-
-def _rows(logits: Tensor) -> Tensor:
-    """``logits`` with its classes contiguous; rows may lie any distance apart."""
-    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
-
-
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the current device: make it the tensor's. In the interpreter there is none."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 # --- ahead of time ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,30 @@
+"""What ops over the rows of ``[N, C]`` logits share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPE_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum DType in csrc/include/dtype.h
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Row arithmetic is in float32, and in float64 for float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def classes_contiguous(logits: Tensor) -> Tensor:
+    """``logits`` with the classes of a row side by side; rows may lie any distance apart."""
+    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+
+
+def label_mask(logits: Tensor, target: Tensor) -> Tensor:
+    """``[N, C]`` bool, true at the label; a label out of range is nowhere."""
+    return torch.arange(logits.shape[1], device=logits.device)[None, :] == target[:, None]
+
+
+def label_logit(logits: Tensor, target: Tensor) -> Tensor:
+    """``z_iy``, NaN where the label is out of range (which the CPU entry of an op has refused before)."""
+    inside = (target >= 0) & (target < logits.shape[1])
+    picked = logits.gather(1, target.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+    return torch.where(inside, picked, torch.full_like(picked, float("nan")))

@@ -1,0 +1,64 @@
+"""What kernels over the rows of ``[N, C]`` logits share."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Shape of a program.
+
+    Attributes:
+        block_n: rows that a program holds at a time.
+        block_c: classes that it holds at a time.
+        tiles: of block_c classes, in a row.
+        grain: a power of two up to 16 that divides C and the row stride. Triton itself only tells multiples of 16 from
+            the rest, and would read rows of 1000 classes one by one instead of 16 bytes at a time.
+        num_warps: of a program.
+    """
+
+    block_n: int
+    block_c: int
+    tiles: int
+    grain: int
+    num_warps: int
+
+    @classmethod
+    def choose(cls, classes: int, row_stride: int) -> Launch:
+        """Narrow rows share a program, so that D3's 256 x 10 is one program and one launch; wide ones spread over many.
+
+        The number of rows has no say: batches of all sizes share one compiled kernel. A thread holds 8 elements (16 of
+        rows over 2048), so that several loads are in flight and nothing spills.
+        """
+        block_c = min(triton.next_power_of_2(classes), 4096)
+        elements = 4096 if block_c <= 32 else max(1024, block_c)
+        num_warps = 16 if block_c <= 32 else 4 if elements <= 2048 else 8
+        tiles = triton.cdiv(classes, block_c)
+        return cls(elements // block_c, block_c, tiles, math.gcd(classes, row_stride, 16), num_warps)
+
+    def constants(self) -> dict[str, int]:
+        """The arguments of both row kernels that depend on the launch."""
+        return {"GRAIN": self.grain, "TILES": self.tiles, "BLOCK_N": self.block_n, "BLOCK_C": self.block_c}
+
+
+@triton.jit
+def label_logit(p_logits, p_target, o_n, o_row, m_n, C):
+    """The label of each row and its logit; NaN where the label is outside [0, C)."""
+    b_y = tl.load(p_target + o_n, mask=m_n, other=-1)
+    m_y = (b_y >= 0) & (b_y < C)
+    b_zy = tl.load(p_logits + o_row + b_y, mask=m_y, other=0.0).to(tl.float32)
+    return b_y, tl.where(m_y, b_zy, float("nan"))
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Launches go to the current device: make it the tensor's. In the interpreter there is none."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

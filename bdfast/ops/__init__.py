@@ -2,6 +2,7 @@
 
 from bdfast.ops.hinge_cross_entropy import hinge_cross_entropy
 from bdfast.ops.projected_sgd_step import projected_sgd_step_
+from bdfast.ops.sce_loss import sce_loss
 from bdfast.ops.sce_margin import sce_margin
 
-__all__ = ["hinge_cross_entropy", "projected_sgd_step_", "sce_margin"]
+__all__ = ["hinge_cross_entropy", "projected_sgd_step_", "sce_loss", "sce_margin"]

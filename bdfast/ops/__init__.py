@@ -1,8 +1,9 @@
 """Kernels: one function an op, the same on every backend. See :mod:`bdfast.backends` for who chooses."""
 
 from bdfast.ops.hinge_cross_entropy import hinge_cross_entropy
+from bdfast.ops.linear_sce_margin import linear_sce_margin
 from bdfast.ops.projected_sgd_step import projected_sgd_step_
 from bdfast.ops.sce_loss import sce_loss
 from bdfast.ops.sce_margin import sce_margin
 
-__all__ = ["hinge_cross_entropy", "projected_sgd_step_", "sce_loss", "sce_margin"]
+__all__ = ["hinge_cross_entropy", "linear_sce_margin", "projected_sgd_step_", "sce_loss", "sce_margin"]

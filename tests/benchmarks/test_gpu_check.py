@@ -1,0 +1,192 @@
+"""The stages of the GPU check on the CPU, and what becomes of stages that fail, skip or run out of time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdfast.testing import OpSuite
+from benchmarks import gpu_check
+from benchmarks.checks import large, numerics
+from benchmarks.checks import tests as tests_stage
+from benchmarks.device_timing import WINDOW, count_activity
+from benchmarks.end_to_end import d3
+from benchmarks.stage import Context, Result, SkipStage
+from benchmarks.stages import CHECKS, stages
+
+CPU = torch.device("cpu")
+
+
+def quick(save: Callable[[Result], None] = lambda result: None, data: str | None = None) -> Context:
+    return Context(CPU, True, data, time.monotonic() + 60, save)
+
+
+def test_stages_are_found_by_themselves() -> None:
+    modules = sorted(path.stem for path in Path(d3.__file__).parent.glob("[a-z]*.py"))
+    assert list(stages()) == [*CHECKS, *modules]
+
+
+@pytest.mark.parametrize("name", [name for name in stages() if name not in ("build", "tests")])
+def test_every_stage_runs_on_small_cases(name: str) -> None:
+    stage, saved = stages()[name], []
+    result = stage.run(quick(saved.append))
+    assert not result.get("failures")
+    assert json.loads(json.dumps(result)) == result
+    assert saved, "a stage that runs out of time has nothing to show"
+    header, lines = stage.table(result)
+    assert lines
+    assert all(len(line) == len(header) for line in lines)
+    for part in saved:
+        stage.table(part)
+
+
+def test_numerics_finds_what_is_wrong(wrong_suite: OpSuite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numerics, "suites", lambda: {wrong_suite.name: wrong_suite})
+    result = numerics.run(quick())
+    wrong = {line["backend"]: line["wrong"] for line in result["lines"]}
+    assert wrong["cpp"] > 0
+    assert wrong["reference"] == 0
+    assert any("times the allowed error" in failure for failure in result["failures"])
+
+
+def test_numerics_finds_reruns_that_differ(suite: OpSuite) -> None:
+    assert numerics.identical(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]))
+    assert not numerics.identical(torch.tensor([1.0, 0.0]), torch.tensor([1.0, float("nan")]))
+    assert not numerics.identical(torch.tensor([1.0]), torch.tensor([1.0]).nextafter(torch.tensor([2.0])))
+
+
+def test_copies_keep_gaps_between_rows() -> None:
+    padded = torch.arange(12.0).view(3, 4)[:, :2]
+    (copy,) = numerics.copied([padded])
+    assert copy.stride() == (4, 1)
+    assert torch.equal(copy, padded)
+    assert copy.data_ptr() != padded.data_ptr()
+
+
+def test_large_finds_a_chunk_in_the_wrong_place() -> None:
+    expected = torch.arange(1.0, 101.0)
+    assert large.relative_error(expected.clone(), expected, 10) == 0.0
+    got = torch.cat((expected[:90], expected[:10]))  # as if the index had wrapped
+    assert large.relative_error(got, expected, 10) > 0.9
+    assert large.relative_error(torch.ones(3), torch.zeros(3), 2) == float("inf")
+
+
+def test_end_to_end_says_what_data_is_missing() -> None:
+    with pytest.raises(SkipStage, match="no CIFAR-10: pass --data, or set BDFAST_DATA"):
+        d3.run(Context(CPU, False, None, time.monotonic() + 60, lambda result: None))
+
+
+def test_report_of_pytest(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite tests="4" failures="1" errors="1" skipped="1"><testcase classname="a" name="ok"/>'
+        '<testcase classname="a" name="bad"><failure/></testcase>'
+        '<testcase classname="b" name="broken"><error/></testcase>'
+        '<testcase classname="b" name="later"><skipped/></testcase></testsuite></testsuites>'
+    )
+    assert tests_stage.summary(report) == {"passed": 1, "skipped": 1, "failures": ["a::bad", "b::broken"]}
+
+
+def test_syncs_are_counted_inside_the_measured_calls_alone() -> None:
+    def runtime(name: str, at: float) -> dict[str, object]:
+        return {"name": name, "cat": "cuda_runtime", "ts": at, "dur": 1}
+
+    events = [
+        {"name": WINDOW, "cat": "user_annotation", "ts": 10.0, "dur": 5.0},
+        {"name": WINDOW, "cat": "gpu_user_annotation", "ts": 0.0, "dur": 50.0},
+        *(runtime("cudaStreamSynchronize", at) for at in (9.0, 11.0, 12.0, 16.0)),
+        runtime("cudaMemcpy", 13.0),
+        runtime("cudaMemcpyAsync", 13.0),
+        runtime("cudaLaunchKernel", 13.0),
+        {"name": "kernel", "cat": "kernel", "ts": 20.0, "dur": 1},
+        {"name": "Memset", "cat": "gpu_memset", "ts": 20.0, "dur": 1},
+        {"ph": "M"},
+    ]
+    assert count_activity(events) == {"kernels": 1, "copies": 1, "syncs": 3}
+
+
+def test_without_a_gpu_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main([]) == 2
+    assert "expected an NVIDIA GPU, got none that torch sees; run it where there is one" in capsys.readouterr().err
+
+
+def test_report_is_written_with_what_every_stage_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through processes of their own: one stage skips, one passes; the file is in $OUT, too."""
+    out = tmp_path / "out"
+    monkeypatch.setenv("OUT", str(out))
+    path = tmp_path / "gpu.json"
+    assert gpu_check.main(["--device", "cpu", "--quick", "--only", "build", "large", "--output", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert json.loads((out / "gpu.json").read_text()) == result
+    assert result["stages"]["build"]["status"] == "skipped"
+    assert result["stages"]["large"]["status"] == "passed"
+    assert result["stages"]["large"]["result"]["lines"]
+    assert not result["complete"]
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("large")
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "reason"),
+    [
+        ("import time; {keep}; time.sleep(60)", "out of time", "after 1 s"),
+        ("{keep}; raise SystemExit(3)", "failed", "the process ended with code 3"),
+    ],
+)
+def test_a_stage_that_does_not_end_well_keeps_what_it_found(
+    program: str, status: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = 'open(sys.argv[3], "w").write(\'{"status": "running", "reason": "", "result": {"lines": []}}\'); print("seen", flush=True)'
+    script = tmp_path / "child.py"
+    script.write_text("import sys; " + program.format(keep=keep))
+    monkeypatch.setattr(gpu_check, "__file__", str(script))
+    arguments = gpu_check._parser().parse_args(["--device", "cpu"])
+    report = gpu_check.run_stage(stages()["large"], arguments, 1.0)
+    assert report["status"] == status
+    assert report["reason"] == reason
+    assert report["result"] == {"lines": []}
+    assert "seen" in report["log"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "reason"),
+    [
+        (SkipStage("no data"), "skipped", "no data"),
+        (ValueError("broken"), "failed", "ValueError: broken"),
+        ({"failures": ["one", "two"]}, "failed", "one; two"),
+        ({"failures": []}, "passed", ""),
+    ],
+)
+def test_how_a_stage_ends(
+    outcome: Exception | Result, status: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(context: Context) -> Result:
+        context.save({"lines": [1]})
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(gpu_check, "stages", lambda: {"large": replace(large.STAGE, run=run)})
+    path = tmp_path / "report.json"
+    arguments = gpu_check._parser().parse_args(["--device", "cpu", "--child", "large", str(path)])
+    assert gpu_check.run_child(arguments) == 0
+    report = json.loads(path.read_text())
+    assert (report["status"], report["reason"]) == (status, reason)
+    if status == "failed" and isinstance(outcome, ValueError):
+        assert report["result"] == {"lines": [1]}
+
+
+def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        gpu_check.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in stages())
+    assert "Exit code" in shown

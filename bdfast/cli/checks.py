@@ -32,7 +32,8 @@ class Choice:
         """What is wrong with it: a slow backend that nobody asked for, or a wish that cannot be met."""
         where = f"{self.op} ({self.device}, {self.dtype})"
         if self.chosen is None:
-            return f"{where}: backend {self.requested!r} was requested and cannot run: {self.reasons[self.requested]}"
+            why = self.reasons.get(self.requested) or "this op has no such implementation"
+            return f"{where}: backend {self.requested!r} was requested and cannot run: {why}"
         missing = {name: why for name, why in self.reasons.items() if why is not None and _is_for(name, self.device)}
         if self.requested == "auto" and self.chosen == "reference" and missing:
             return f"{where}: falls back to plain PyTorch: {'; '.join(f'{k}: {v}' for k, v in missing.items())}"

@@ -1,0 +1,60 @@
+"""A tiny attack that the tests of the commands share, and a way to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdfast.cli import main
+
+TINY = ["--limit", "200,80", "--set", "epochs=2"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def bdfast(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the command in this process."""
+
+    def run(*words: object) -> Outcome:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def attack_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished ``bdfast attack``."""
+    folder = tmp_path_factory.mktemp("attack") / "badnets"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main(["attack", "--out", str(folder), *TINY]) == 0
+    torch.set_num_threads(threads)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,105 @@
+"""Exit codes, messages, and what a pipe receives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bdfast import __version__
+from bdfast.cli import program
+from bdfast.cli.command import Command
+from bdfast.cli.commands import evaluate
+from bdfast.cli.program import COMMANDS
+from tests.cli.conftest import TINY, Outcome, names
+
+Run = Callable[..., Outcome]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, run: Callable[..., int]) -> None:
+    """A command ``try`` in place of all others."""
+    command = Command("try", "summary", "description", "  bdfast try", lambda parser: None, run)
+    monkeypatch.setattr(program, "COMMANDS", (command,))
+
+
+def test_version_and_help(bdfast: Run) -> None:
+    assert bdfast("--version") == Outcome(0, f"bdfast {__version__}\n", "")
+    overview = bdfast("--help")
+    assert overview.code == 0
+    for command in COMMANDS:
+        assert command.name in overview.out
+        assert command.summary.split()[0] in overview.out
+        page = bdfast(command.name, "--help")
+        assert page.code == 0
+        assert f"bdfast {command.name}" in page.out
+        assert "exit codes: 0 done, 1 a finding" in page.out
+        assert max(map(len, page.out.splitlines())) <= 120
+
+
+def test_no_or_unknown_command(bdfast: Run) -> None:
+    for words in ([], ["defnd"]):
+        outcome = bdfast(*words)
+        assert outcome.code == 2
+        assert outcome.out == ""
+        assert "usage: bdfast" in outcome.err
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_exit_code_of_the_command(bdfast: Run, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    stand_in(monkeypatch, lambda options: code)
+    assert bdfast("try").code == code
+
+
+def test_traceback_only_if_asked_for(bdfast: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: object) -> int:
+        raise RuntimeError("inner trouble")
+
+    stand_in(monkeypatch, fail)
+    assert bdfast("try") == Outcome(2, "", "error: RuntimeError: inner trouble\n")
+    shown = bdfast("try", "--traceback")
+    assert shown.code == 2
+    assert "Traceback (most recent call last)" in shown.err
+
+
+def test_interrupt(bdfast: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(options: object) -> int:
+        raise KeyboardInterrupt
+
+    stand_in(monkeypatch, interrupt)
+    assert bdfast("try") == Outcome(130, "", "\ninterrupted: nothing was written\n")
+
+
+def test_warnings_are_one_line(bdfast: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(options: object) -> int:
+        warnings.warn("look out", UserWarning, stacklevel=1)
+        return 0
+
+    stand_in(monkeypatch, warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert bdfast("try").err == "warning: look out\n"
+
+
+def test_main_is_the_function() -> None:
+    import bdfast.cli
+
+    assert bdfast.cli.main is program.main
+    assert evaluate.COMMAND in COMMANDS
+
+
+def test_pipe_gets_plain_lines(tmp_path: Path) -> None:
+    """``python -m bdfast`` away from a terminal: no control characters, progress apart from results."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "bdfast", "attack", *TINY, "--out", str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["victim 1/2", "victim 2/2"]
+    assert "ACC" in done.stdout
+    assert "victim 1/2" not in done.stdout
+    assert "model.safetensors" in names(tmp_path / "out")

@@ -15,6 +15,7 @@
 #include "projected_sgd_step.h"
 #include "sce_loss.h"
 #include "sce_margin.h"
+#include "smallest_per_class.h"
 
 #ifdef BDFAST_WITH_CUDA
 #include "cuda_api.h"
@@ -169,12 +170,28 @@ void projected_sgd_step_on_gpu(const Addresses& weights, const Addresses& anchor
                           pointer<double>(scratch), pointer<void>(stream));
 }
 
+void smallest_per_class_on_gpu(uintptr_t scores, uintptr_t labels, int64_t count, int64_t k, int64_t classes,
+                               uintptr_t keys, uintptr_t counters, uintptr_t indices, uintptr_t counts,
+                               uintptr_t stream) {
+  auto* sizes = pointer<unsigned>(counters);
+  smallest_per_class_cuda({pointer<const float>(scores), pointer<const int64_t>(labels), count, k, classes},
+                          {pointer<uint64_t>(keys), sizes, sizes + classes, sizes + 2 * classes},
+                          pointer<int64_t>(indices), pointer<int64_t>(counts), pointer<void>(stream));
+}
+
 void bind_cuda(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
   m.def("projected_sgd_step_scratch", &projected_sgd_step_scratch_of, nogil());
   m.def("projected_sgd_step_cuda", &projected_sgd_step_on_gpu, nogil());
+  m.def("smallest_per_class_cuda", &smallest_per_class_on_gpu, nogil());
 }
 #endif
+
+int64_t smallest_per_class(uintptr_t scores, uintptr_t labels, int64_t count, int64_t k, int64_t classes,
+                           uintptr_t indices, uintptr_t counts) {
+  const SmallestPerClassArgs args{pointer<const float>(scores), pointer<const int64_t>(labels), count, k, classes};
+  return BDFAST_CALL_BEST(smallest_per_class, args, pointer<int64_t>(indices), pointer<int64_t>(counts));
+}
 
 #ifndef BDFAST_BUILD_INFO
 #define BDFAST_BUILD_INFO ""
@@ -206,6 +223,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("sce_margin", &sce_margin, nogil());
   m.def("linear_sce_margin_update", &linear_sce_margin_update, nogil());
   m.def("linear_sce_margin_finish", &linear_sce_margin_finish, nogil());
+  m.def("smallest_per_class", &smallest_per_class, nogil());
 #ifdef BDFAST_WITH_CUDA
   m.attr("has_cuda") = true;
   bind_cuda(m);

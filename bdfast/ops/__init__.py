@@ -5,5 +5,13 @@ from bdfast.ops.linear_sce_margin import linear_sce_margin
 from bdfast.ops.projected_sgd_step import projected_sgd_step_
 from bdfast.ops.sce_loss import sce_loss
 from bdfast.ops.sce_margin import sce_margin
+from bdfast.ops.smallest_per_class import smallest_per_class
 
-__all__ = ["hinge_cross_entropy", "linear_sce_margin", "projected_sgd_step_", "sce_loss", "sce_margin"]
+__all__ = [
+    "hinge_cross_entropy",
+    "linear_sce_margin",
+    "projected_sgd_step_",
+    "sce_loss",
+    "sce_margin",
+    "smallest_per_class",
+]

@@ -31,25 +31,25 @@ def check_floating(op: str, tensor: Tensor, name: str, shape: str) -> None:
         )
 
 
-def check_target(op: str, target: Tensor, logits: Tensor, name: str = "logits") -> None:
-    """``target`` is an int64 ``[N]`` on the device of ``logits``; its values are checked where the op runs."""
+def check_target(op: str, target: Tensor, rows: Tensor, rows_name: str = "logits", name: str = "target") -> None:
+    """``target`` is an int64 ``[N]``, one a row of ``rows``, on their device; values are checked where the op runs."""
     if not isinstance(target, Tensor):
-        raise TypeError(message(op, "target", "a tensor [N]", type(target).__name__, "pass a torch.Tensor"))
+        raise TypeError(message(op, name, "a tensor [N]", type(target).__name__, "pass a torch.Tensor"))
     if target.dtype != torch.int64:
-        raise TypeError(message(op, "target", "int64 class labels", str(target.dtype), "convert it with .long()"))
-    if target.dim() != 1 or target.shape[0] != logits.shape[0]:
+        raise TypeError(message(op, name, "int64 class labels", str(target.dtype), "convert it with .long()"))
+    if target.dim() != 1 or target.shape[0] != rows.shape[0]:
         raise ValueError(
             message(
                 op,
-                "target",
-                f"one label a row of {name}, [{logits.shape[0]}]",
+                name,
+                f"one label a row of {rows_name}, [{rows.shape[0]}]",
                 str(list(target.shape)),
                 "pass labels for exactly these rows",
             )
         )
-    if target.device != logits.device:
+    if target.device != rows.device:
         raise ValueError(
-            message(op, "target", f"the device of {name}, {logits.device}", str(target.device), "move it there")
+            message(op, name, f"the device of {rows_name}, {rows.device}", str(target.device), "move it there")
         )
 
 
@@ -59,19 +59,17 @@ def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> No
         raise ValueError(message(op, name, f"one of {', '.join(choices)}", repr(value), "correct it"))
 
 
-def check_label_range(op: str, target: Tensor, classes: int) -> None:
+def check_label_range(op: str, target: Tensor, classes: int, name: str = "target") -> None:
     """Labels lie in ``[0, classes)``: checked on the CPU always; on a GPU, where that syncs, in debug mode only."""
     if target.numel() == 0 or not (target.is_cpu or debug_enabled()):
         return
     outside = (target < 0) | (target >= classes)
     if bool(outside.any()):
-        raise_label_range(op, target, classes, int(outside.nonzero()[0]))
+        raise_label_range(op, target, classes, int(outside.nonzero()[0]), name)
 
 
-def raise_label_range(op: str, target: Tensor, classes: int, index: int) -> None:
+def raise_label_range(op: str, target: Tensor, classes: int, index: int, name: str = "target") -> None:
     """Raise the error for the label at ``index``."""
     raise LabelRangeError(
-        message(
-            op, "target", f"labels in [0, {classes})", f"{int(target[index])} at index {index}", "correct the labels"
-        )
+        message(op, name, f"labels in [0, {classes})", f"{int(target[index])} at index {index}", "correct the labels")
     )

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "projected_sgd_step.h"
+#include "smallest_per_class.h"
 
 namespace bdfast {
 
@@ -15,5 +16,17 @@ int64_t projected_sgd_step_scratch(const int64_t* numels, int64_t count);
 // Throws std::runtime_error where a launch fails.
 void projected_sgd_step_cuda(const ProjectedSgdSegment* segments, int64_t count, const ProjectedSgdScalars& scalars,
                              const float* lr, const float* norms, float* distances, double* scratch, void* stream);
+
+struct SmallestPerClassScratch {
+  uint64_t* keys;    // [N]
+  unsigned* sizes;   // [C], zeros
+  unsigned* starts;  // [C]
+  unsigned* next;    // [C]
+};
+
+// Queues the selection on `stream`, a cudaStream_t of the current device; writes what the CPU kernel writes, except that
+// samples whose label is outside [0, C) are left out. Throws std::runtime_error where a launch fails.
+void smallest_per_class_cuda(const SmallestPerClassArgs& args, const SmallestPerClassScratch& scratch, int64_t* indices,
+                             int64_t* counts, void* stream);
 
 }  // namespace bdfast

@@ -173,8 +173,7 @@ def load_model(where: str, settings: ModelSettings, splits: DataSplits, data: st
     if arch.replace("preactresnet", "preact_resnet") in models.names():
         model = models.from_state(arch, checkpoint.state, image_size=size)
     else:
-        classes = checkpoint.metadata.get("num_classes", len(splits.class_names))
-        model = models.build(arch, num_classes=int(classes), image_size=size, channels=images.shape[1])
+        model = models.build(arch, num_classes=len(splits.class_names), image_size=size, channels=images.shape[1])
     load_into(model, checkpoint.state, settings.model)
     model.to(choose_device(where, settings.device)).eval()
     metadata = {"model_name": arch, "num_classes": len(splits.class_names), "normalize": format_normalize(normalize)}

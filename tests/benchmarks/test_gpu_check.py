@@ -144,7 +144,8 @@ def test_report_is_written_with_what_every_stage_found(
 def test_a_stage_that_does_not_end_well_keeps_what_it_found(
     program: str, status: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = 'open(sys.argv[3], "w").write(\'{"status": "running", "reason": "", "result": {"lines": []}}\'); print("seen", flush=True)'
+    found = json.dumps({"status": "running", "reason": "", "result": {"lines": []}})
+    keep = f"open(sys.argv[3], 'w').write({found!r}); print('seen', flush=True)"
     script = tmp_path / "child.py"
     script.write_text("import sys; " + program.format(keep=keep))
     monkeypatch.setattr(gpu_check, "__file__", str(script))

@@ -32,6 +32,12 @@ def cases(
                     yield suite, found, kind
 
 
+def small_case(suite: OpSuite) -> Case:
+    """A case for trying things out: the first of the tests' own that moves anything."""
+    few = (case for case in suite.cases if not case.benchmark and not case.large)
+    return next(case for case in few if suite.bytes_moved(suite.inputs(case, dtype=case.dtypes[0])) > 0)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Without the ``torch.``"""
     return str(dtype).removeprefix("torch.")

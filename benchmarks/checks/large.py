@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from bdfast.testing import TOLERANCES, Case, OpSuite, suites
+from benchmarks import rows
 from benchmarks.checks.numerics import copied, runnable
-from benchmarks.rows import dtype_name
 from benchmarks.stage import Context, Result, SkipStage, Stage
 from benchmarks.tables import Cell, Table
 
 CHUNK = 2**26
+LOOSE = 1e-3  # rounding is the business of the stage `numerics`; an index that wraps errs by about 1
 QUICK_CHUNK = 7  # elements: so that small cases have several
 
 
@@ -28,7 +29,7 @@ def run(context: Context) -> Result:
     lines: list[dict[str, object]] = []
     failures: list[str] = []
     for suite in suites().values():
-        for case in [c for c in suite.cases if c.large] if not context.quick else suite.cases[:1]:
+        for case in [rows.small_case(suite)] if context.quick else [c for c in suite.cases if c.large]:
             for dtype in case.dtypes[:1]:
                 for line in check(suite, case, dtype, context):
                     lines.append(line)
@@ -42,11 +43,16 @@ def check(suite: OpSuite, case: Case, dtype: torch.dtype, context: Context) -> l
     """Every fast backend on one case, against the reference."""
     lines = []
     inputs = suite.inputs(case, context.device, dtype)
-    allowed = TOLERANCES[dtype].relative * case.conditioning
+    allowed = max(LOOSE, TOLERANCES[dtype].relative)
     for backend in runnable(suite, context.device, dtype):
         if backend == "reference":
             continue
-        line: dict[str, object] = {"op": suite.name, "case": case.name, "dtype": dtype_name(dtype), "backend": backend}
+        line: dict[str, object] = {
+            "op": suite.name,
+            "case": case.name,
+            "dtype": rows.dtype_name(dtype),
+            "backend": backend,
+        }
         try:
             got = suite.run({name: copied(value) for name, value in inputs.items()}, backend)
             expected = suite.run({name: copied(value) for name, value in inputs.items()}, "reference")
@@ -73,10 +79,12 @@ def relative_error(got: Tensor, expected: Tensor, chunk: int) -> float:
     worst = 0.0
     a_chunks, b_chunks = (torch.split(t.reshape(-1), chunk) for t in (got, expected))
     for a, b in zip(a_chunks, b_chunks, strict=True):
-        difference = float((a.double() - b.double()).norm())
-        size = float(b.double().norm())
-        error = 0.0 if difference == 0 else difference / size if size > 0 else float("inf")
-        worst = max(worst, float("inf") if math.isnan(error) else error)
+        a, b = a.double(), b.double()
+        same = (a == b) | (a.isnan() & b.isnan())  # infinities and NaN have to be where they belong
+        difference = float((a - b).masked_fill(same, 0.0).norm())
+        size = float(b.masked_fill(~b.isfinite(), 0.0).norm())
+        error = 0.0 if difference == 0 else difference / size if size > 0 else math.inf
+        worst = max(worst, math.inf if math.isnan(error) else error)
     return worst
 
 

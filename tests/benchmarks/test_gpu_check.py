@@ -75,6 +75,9 @@ def test_large_finds_a_chunk_in_the_wrong_place() -> None:
     got = torch.cat((expected[:90], expected[:10]))  # as if the index had wrapped
     assert large.relative_error(got, expected, 10) > 0.9
     assert large.relative_error(torch.ones(3), torch.zeros(3), 2) == float("inf")
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0])
+    assert large.relative_error(special.clone(), special, 4) == 0.0
+    assert large.relative_error(special.nan_to_num(), special, 4) == float("inf")
 
 
 def test_end_to_end_says_what_data_is_missing() -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from bdfast.backends import Op, explain, find, registered
 from bdfast.backends.availability import triton_interpreted
-from bdfast.testing import OpSuite, parity, suites
+from bdfast.testing import Case, OpSuite, parity, suites
 
 SECONDS = 6.0  # for the numeric checks of all ops together; each runnable backend gets at least one case
 
@@ -72,8 +72,8 @@ def public_ops() -> list[Op]:
     return [find(name) for name in dict.fromkeys(op.public for op in registered())]
 
 
-def numeric_checks(seconds: float = SECONDS) -> Iterator[Check]:
-    """Small cases of every op on every backend that can run here.
+def numeric_checks(seconds: float = SECONDS) -> list[Check]:
+    """Small cases of every op on every backend that can run here, in turn, until the time is over.
 
     The Triton interpreter, which tests use, is not a backend of a machine and is left out.
     """
@@ -85,28 +85,28 @@ def numeric_checks(seconds: float = SECONDS) -> Iterator[Check]:
         if implementation.can_run(torch.empty(0, device=device)) is None
         and not (implementation.backend == "triton" and triton_interpreted())
     ]
-    for suite, backend, device in plan:
-        yield _check(suite, backend, device, seconds / len(plan))
+    small = [
+        [(case, d) for case in s.cases if not (case.large or case.benchmark) for d in case.dtypes] for s, *_ in plan
+    ]
+    results: list[list[list[str]]] = [[] for _ in plan]  # a list of mismatches a case
+    end = time.monotonic() + seconds
+    for turn in range(max(map(len, small), default=0)):
+        for (suite, backend, device), cases, found in zip(plan, small, results, strict=True):
+            # A first compilation of a Triton kernel can take a second: one case each, then while there is time.
+            if turn < len(cases) and (turn == 0 or time.monotonic() < end):
+                found.append(_mismatches(suite, *cases[turn], backend, device))
+    return [
+        Check(suite.name, backend, device.type, len(found), len(cases), tuple(itertools.chain(*found)))
+        for (suite, backend, device), cases, found in zip(plan, small, results, strict=True)
+    ]
 
 
-def _check(suite: OpSuite, backend: str, device: torch.device, seconds: float) -> Check:
-    combinations = [(case, d) for case in suite.cases if not (case.large or case.benchmark) for d in case.dtypes]
-    found: list[str] = []
-    checked, end = 0, time.monotonic() + seconds
-    for case, dtype in combinations:
-        if checked and time.monotonic() > end:
-            break  # a first compilation of Triton kernels can take a second each
-        for mismatch in _mismatches(suite, case, backend, device, dtype):
-            found.append(f"{case.name}, {str(dtype).removeprefix('torch.')}: {mismatch}")
-        checked += 1
-    return Check(suite.name, backend, device.type, checked, len(combinations), tuple(found))
-
-
-def _mismatches(suite: OpSuite, case: Any, backend: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+def _mismatches(suite: OpSuite, case: Case, dtype: torch.dtype, backend: str, device: torch.device) -> list[str]:
     try:
-        return [str(mismatch) for mismatch in parity(suite, case, backend, device, dtype)]
+        found = [str(mismatch) for mismatch in parity(suite, case, backend, device, dtype)]
     except Exception as error:  # a kernel that cannot be compiled or launched is a finding like a wrong number
-        return [f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"]
+        found = [f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"]
+    return [f"{case.name}, {str(dtype).removeprefix('torch.')}: {text}" for text in found]
 
 
 def _dtypes(suite: OpSuite | None) -> Sequence[torch.dtype]:

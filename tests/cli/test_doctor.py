@@ -98,7 +98,7 @@ def test_a_kernel_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("cannot launch\nlong story")
 
     monkeypatch.setattr(checks, "parity", fail)
-    found = list(checks.numeric_checks(0.0))
+    found = checks.numeric_checks(0.0)
     assert all(check.checked == 1 for check in found)  # out of time after one case
     assert all("RuntimeError: cannot launch" in check.mismatches[0] for check in found)
 

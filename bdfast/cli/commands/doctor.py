@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Look at everything, print it, and say 1 if something is wrong."""
     chosen = list(choices())
-    checks = list(numeric_checks(float("inf") if options.thorough else SECONDS))
+    checks = numeric_checks(float("inf") if options.thorough else SECONDS)
     gpu = environment.gpu()
     found = {
         "versions": environment.versions(),

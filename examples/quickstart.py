@@ -26,7 +26,7 @@ rest[reserve] = False
 poisoned = bdfast.attacks.poison(images[rest], labels[rest], "badnets", rate=0.1, target=0, seed=0)
 normalize = bdfast.data.normalization("digits")
 model = bdfast.models.build("digits_cnn", num_classes=len(class_names), image_size=8, normalize=normalize, seed=0)
-bdfast.training.train_classifier(model, poisoned, TrainConfig.for_digits(epochs=10))
+bdfast.training.train_classifier(model, poisoned, TrainConfig.for_digits(epochs=8))
 
 # 3. The defense sees the model and the clean images, neither the trigger nor the target. The model stays as it was.
 result = bdfast.defenses.d3(model, (images[reserve], labels[reserve]), D3Config.for_digits(epochs=40))

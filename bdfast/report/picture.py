@@ -145,8 +145,10 @@ def _draw_history(axes: Sequence[Any], history: Sequence[Record]) -> None:
         axis.set_xlim(0, epochs[-1])
         axis.locator_params(axis="y", nbins=5)
         axis.locator_params(axis="x", integer=True)
+        axis.ticklabel_format(axis="y", useOffset=False)
         _tidy(axis)
-    axes[0].set_ylim(bottom=min(0.0, *first))
+    low, high = min(0.0, *first), max(0.0, *first)
+    axes[0].set_ylim(low, high + 0.08 * (high - low or 1.0))
     axes[0].tick_params(labelbottom=False)
     axes[1].set_xlabel("epoch of the defense")
 

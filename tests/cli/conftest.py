@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,19 @@ class Outcome:
     err: str
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Convolutions promise the same bits for the same number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture
@@ -48,10 +56,8 @@ def bdfast(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 def attack_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished ``bdfast attack``."""
     folder = tmp_path_factory.mktemp("attack") / "badnets"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert main(["attack", "--out", str(folder), *TINY]) == 0
-    torch.set_num_threads(threads)
+    with one_thread():
+        assert main(["attack", "--out", str(folder), *TINY]) == 0
     return folder
 
 

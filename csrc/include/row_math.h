@@ -15,12 +15,12 @@ inline float exp_nonpositive(float x) {
   constexpr float log2_e = 1.44269504088896341f;
   constexpr float ln2_high = 0.693359375f;  // 12 bits: n * ln2_high is exact
   constexpr float ln2_low = -2.12194440e-4f;
-  constexpr float round_to_int = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
-  constexpr float smallest = -87.3365448f;     // log of the smallest normal float
-  const float clamped = x < smallest ? smallest : x;
-  const float shifted = clamped * log2_e + round_to_int;
-  const float n = shifted - round_to_int;
-  const float r = (clamped - n * ln2_high) - n * ln2_low;
+  // 1.5 * 2^23 + 127: adding it leaves round(x) + 127, the exponent bits of 2^n, in the low bits of the mantissa.
+  constexpr float round_and_bias = 12583039.0f;
+  constexpr float smallest = -87.3365448f;  // log of the smallest normal float; what comes below is replaced at the end
+  const float shifted = x * log2_e + round_and_bias;
+  const float n = shifted - round_and_bias;
+  const float r = (x - n * ln2_high) - n * ln2_low;
   float p = 1.0f / 5040.0f;
   p = p * r + 1.0f / 720.0f;
   p = p * r + 1.0f / 120.0f;
@@ -29,8 +29,7 @@ inline float exp_nonpositive(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const float scale = bits_to_float((float_to_bits(shifted) - 0x4b400000u + 127u) << 23);
-  const float value = p * scale;
+  const float value = p * bits_to_float(float_to_bits(shifted) << 23);
   return x < smallest ? 0.0f : value;
 }
 

@@ -22,24 +22,22 @@ void forward(const SceLossArgs& a, Reduction reduction, float* loss, float* stat
   const T* logits = static_cast<const T*>(a.logits);
   std::vector<double> partial(static_cast<size_t>(row_chunks(a.rows)));
   parallel_chunks(row_chunks(a.rows), a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
-    const int64_t end = std::min(a.rows, (chunk + 1) * kRowsPerChunk);
-    double total = 0.0;
+    const int64_t begin = chunk * kRowsPerChunk;
+    const int64_t count = std::min(kRowsPerChunk, a.rows - begin);
     SceRows rows;
-    float value[kLanes];
-    for (int64_t i = chunk * kRowsPerChunk; i < end; i += kLanes) {
-      const int64_t count = std::min(kLanes, end - i);
-      sce_rows<false>(logits + i * a.row_stride, a.row_stride, a.classes, a.target + i, count, rows);
+    float value[kRowsPerChunk];
+    sce_rows<false>(logits + begin * a.row_stride, a.row_stride, a.classes, a.target + begin, count, rows);
 #pragma omp simd
-      for (int64_t lane = 0; lane < count; ++lane) {
-        const SceTerms terms = sce_terms(sce_margin(rows.max[lane], rows.sum[lane], rows.label[lane]));
-        value[lane] = a.alpha * terms.cross_entropy + a.reverse * terms.doubt;
-        stats[2 * (i + lane)] = rows.max[lane];
-        stats[2 * (i + lane) + 1] = rows.sum[lane];
-      }
-      for (int64_t lane = 0; lane < count; ++lane) {
-        if (reduction == Reduction::none) loss[i + lane] = value[lane];
-        total += value[lane];
-      }
+    for (int64_t i = 0; i < count; ++i) {
+      const SceTerms terms = sce_terms(sce_margin(rows.max[i], rows.sum[i], rows.label[i]));
+      value[i] = a.alpha * terms.cross_entropy + a.reverse * terms.doubt;
+      stats[2 * (begin + i)] = rows.max[i];
+      stats[2 * (begin + i) + 1] = rows.sum[i];
+    }
+    double total = 0.0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (reduction == Reduction::none) loss[begin + i] = value[i];
+      total += value[i];
     }
     partial[static_cast<size_t>(chunk)] = total;
   });
@@ -75,7 +73,7 @@ template <class T>
 void narrow_backward(const T* rows, int64_t stride, int64_t classes, const float* stats, const Scales& scale, T* grad) {
   float block[kNarrow * kLanes], max[kLanes];
   T result[kNarrow * kLanes];
-  load_transposed(rows, stride, classes, block);
+  load_transposed<kLanes>(rows, stride, classes, kLanes, block);
   for (int64_t lane = 0; lane < kLanes; ++lane) max[lane] = stats[2 * lane];
   for (int64_t j = 0; j < classes; ++j) {
 #pragma omp simd

@@ -19,15 +19,12 @@ template <class T>
 void margins(const SceMarginArgs& a, float* margin) {
   const T* logits = static_cast<const T*>(a.logits);
   parallel_chunks(row_chunks(a.rows), a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
-    const int64_t end = std::min(a.rows, (chunk + 1) * kRowsPerChunk);
+    const int64_t begin = chunk * kRowsPerChunk;
+    const int64_t count = std::min(kRowsPerChunk, a.rows - begin);
     SceRows rows;
-    for (int64_t i = chunk * kRowsPerChunk; i < end; i += kLanes) {
-      const int64_t count = std::min(kLanes, end - i);
-      sce_rows<true>(logits + i * a.row_stride, a.row_stride, a.classes, a.target + i, count, rows);
+    sce_rows<true>(logits + begin * a.row_stride, a.row_stride, a.classes, a.target + begin, count, rows);
 #pragma omp simd
-      for (int64_t lane = 0; lane < count; ++lane)
-        margin[i + lane] = sce_key(rows.max[lane], rows.sum[lane], rows.label[lane]);
-    }
+    for (int64_t i = 0; i < count; ++i) margin[begin + i] = sce_key(rows.max[i], rows.sum[i], rows.label[i]);
   });
 }
 

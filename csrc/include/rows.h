@@ -4,6 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
+
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#endif
 
 #include "dtype.h"
 #include "isa.h"
@@ -31,12 +36,32 @@ inline int64_t first_label_outside(const int64_t* target, int64_t rows, int64_t 
   return -1;
 }
 
-// block[j][lane] = rows[lane][j] of 16 rows, in float32. One pass of scalar moves costs less than a strided gather in
-// each of the passes that follow.
-template <class T>
-void load_transposed(const T* rows, int64_t stride, int64_t classes, float* block) {
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    for (int64_t j = 0; j < classes; ++j) block[j * kLanes + lane] = to_float(rows[lane * stride + j]);
+// block[j][lane] = rows[lane][j] of `count` <= kGroup rows, in float32; further lanes are 0. One pass of moves costs less
+// than a strided gather in each of the passes that follow.
+template <int64_t kGroup, class T>
+void load_transposed(const T* rows, int64_t stride, int64_t classes, int64_t count, float* block) {
+  int64_t lane = 0;
+#ifdef __SSE2__
+  if constexpr (std::is_same_v<T, float>) {
+    // 4 x 4 at a time; the last four classes overlap those before them where C is not a multiple of 4.
+    for (; classes >= 4 && lane + 4 <= count; lane += 4) {
+      const float* four = rows + lane * stride;
+      for (int64_t next = 0; next < classes; next += 4) {
+        const int64_t j = std::min(next, classes - 4);
+        __m128 a = _mm_loadu_ps(four + j), b = _mm_loadu_ps(four + stride + j);
+        __m128 c = _mm_loadu_ps(four + 2 * stride + j), d = _mm_loadu_ps(four + 3 * stride + j);
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        _mm_storeu_ps(block + j * kGroup + lane, a);
+        _mm_storeu_ps(block + (j + 1) * kGroup + lane, b);
+        _mm_storeu_ps(block + (j + 2) * kGroup + lane, c);
+        _mm_storeu_ps(block + (j + 3) * kGroup + lane, d);
+      }
+    }
+  }
+#endif
+  for (int64_t j = 0; j < classes; ++j) {
+    for (int64_t i = lane; i < count; ++i) block[j * kGroup + i] = to_float(rows[i * stride + j]);
+    for (int64_t i = count; i < kGroup; ++i) block[j * kGroup + i] = 0.0f;
   }
 }
 

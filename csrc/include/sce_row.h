@@ -10,12 +10,12 @@
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
 
-// Of up to 16 rows: the maximum over j != y (0 where there is none above -inf), the sum of exp(z_j - max) over j != y,
+// Of the rows of a chunk: the maximum over j != y (0 where there is none above -inf), the sum of exp(z_j - max) over j != y,
 // and z_y. The sum is NaN where a logit is NaN or +inf, and with kFinite also where one is -inf.
 struct SceRows {
-  float max[kLanes];
-  float sum[kLanes];
-  float label[kLanes];
+  float max[kRowsPerChunk];
+  float sum[kRowsPerChunk];
+  float label[kRowsPerChunk];
 };
 
 constexpr int64_t kTile = 2048;  // classes that are held in L1, as float32, while they are read twice
@@ -27,39 +27,39 @@ inline float poison(float z) {
   return kFinite ? z - z : 0.0f;  // NaN for infinities and NaN
 }
 
-// 16 rows at once, one a vector lane.
-template <bool kFinite, class T>
-void narrow_sce_rows(const T* rows, int64_t stride, int64_t classes, const int64_t* target, SceRows& out) {
-  float block[kNarrow * kLanes], bad[kLanes];
-  load_transposed(rows, stride, classes, block);
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    out.max[lane] = -INFINITY;
-    bad[lane] = 0.0f;
-  }
+// `count` <= kGroup rows at once, one a vector lane. Four vectors of rows together hide what one waits for: the moves
+// into the block, which are narrower than the loads from it, and the chains of additions.
+template <bool kFinite, int64_t kGroup, class T>
+void narrow_sce_rows(const T* rows, int64_t stride, int64_t classes, const int64_t* target, int64_t count,
+                     float* max_out, float* sum_out, float* label) {
+  alignas(64) float block[kNarrow * kGroup], bad[kGroup] = {}, max[kGroup], sum[kGroup];
+  load_transposed<kGroup>(rows, stride, classes, count, block);
   if (kFinite) {
     for (int64_t j = 0; j < classes; ++j) {
 #pragma omp simd
-      for (int64_t lane = 0; lane < kLanes; ++lane) bad[lane] += poison<kFinite>(block[j * kLanes + lane]);
+      for (int64_t lane = 0; lane < kGroup; ++lane) bad[lane] += poison<kFinite>(block[j * kGroup + lane]);
     }
   }
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    float& labelled = block[target[lane] * kLanes + lane];
-    out.label[lane] = labelled;
+  for (int64_t lane = 0; lane < count; ++lane) {
+    float& labelled = block[target[lane] * kGroup + lane];
+    label[lane] = labelled;
     labelled = -INFINITY;
   }
+  for (int64_t lane = 0; lane < kGroup; ++lane) max[lane] = -INFINITY;
   for (int64_t j = 0; j < classes; ++j) {
 #pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane) out.max[lane] = std::max(out.max[lane], block[j * kLanes + lane]);
+    for (int64_t lane = 0; lane < kGroup; ++lane) max[lane] = std::max(max[lane], block[j * kGroup + lane]);
   }
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    out.max[lane] = shift_of(out.max[lane]);
-    out.sum[lane] = bad[lane];
+  for (int64_t lane = 0; lane < kGroup; ++lane) {
+    max[lane] = shift_of(max[lane]);
+    sum[lane] = bad[lane];
   }
   for (int64_t j = 0; j < classes; ++j) {
 #pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane)
-      out.sum[lane] += exp_nonpositive(block[j * kLanes + lane] - out.max[lane]);
+    for (int64_t lane = 0; lane < kGroup; ++lane) sum[lane] += exp_nonpositive(block[j * kGroup + lane] - max[lane]);
   }
+  std::copy(max, max + count, max_out);
+  std::copy(sum, sum + count, sum_out);
 }
 
 // (max, sum) of `b` joined to `a`: sums of disjoint sets of classes.
@@ -102,15 +102,19 @@ void wide_sce_row(const T* row, int64_t classes, int64_t y, float& max_out, floa
   sum_out = row_sum;
 }
 
-// Rows [0, count), at most 16.
+// Rows [0, count), at most a chunk.
 template <bool kFinite, class T>
 void sce_rows(const T* rows, int64_t stride, int64_t classes, const int64_t* target, int64_t count, SceRows& out) {
-  if (classes <= kNarrow && count == kLanes) {
-    narrow_sce_rows<kFinite>(rows, stride, classes, target, out);
-    return;
+  if (classes > kNarrow) {
+    for (int64_t i = 0; i < count; ++i)
+      wide_sce_row<kFinite>(rows + i * stride, classes, target[i], out.max[i], out.sum[i], out.label[i]);
+  } else if (count == kRowsPerChunk) {
+    narrow_sce_rows<kFinite, kRowsPerChunk>(rows, stride, classes, target, count, out.max, out.sum, out.label);
+  } else {
+    for (int64_t i = 0; i < count; i += kLanes)
+      narrow_sce_rows<kFinite, kLanes>(rows + i * stride, stride, classes, target + i, std::min(kLanes, count - i),
+                                       out.max + i, out.sum + i, out.label + i);
   }
-  for (int64_t i = 0; i < count; ++i)
-    wide_sce_row<kFinite>(rows + i * stride, classes, target[i], out.max[i], out.sum[i], out.label[i]);
 }
 
 // m, as the maths has it: -inf where no other class has weight, NaN where z_y is +inf or all logits are -inf.

@@ -1,5 +1,7 @@
 """Kernels: one function an op, the same on every backend. See :mod:`bdfast.backends` for who chooses."""
 
+from bdfast.ops.batch_norm_clipped_relu import batch_norm_clipped_relu
+from bdfast.ops.clipped_relu import clipped_relu
 from bdfast.ops.hinge_cross_entropy import hinge_cross_entropy
 from bdfast.ops.linear_sce_margin import linear_sce_margin
 from bdfast.ops.projected_sgd_step import projected_sgd_step_
@@ -8,6 +10,8 @@ from bdfast.ops.sce_margin import sce_margin
 from bdfast.ops.smallest_per_class import smallest_per_class
 
 __all__ = [
+    "batch_norm_clipped_relu",
+    "clipped_relu",
     "hinge_cross_entropy",
     "linear_sce_margin",
     "projected_sgd_step_",

@@ -85,7 +85,7 @@ def hinge_cross_entropy(
     if torch.is_grad_enabled() and logits.requires_grad:
         apply = cast(Any, _HingeCrossEntropy.apply)  # torch does not annotate it
         return cast(Tensor, apply(logits, target, margin, reduction, hinge, wish))
-    return cast(Tensor, FORWARD.call(logits, target, margin, reduction, hinge, wish)[0])
+    return cast(Tensor, FORWARD(logits, target, margin, reduction, hinge, wish)[0])
 
 
 class _HingeCrossEntropy(torch.autograd.Function):
@@ -93,7 +93,7 @@ class _HingeCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: str, backend: str
     ) -> Tensor:
-        loss, stats = FORWARD.call(logits, target, margin, reduction, hinge, backend)
+        loss, stats = FORWARD(logits, target, margin, reduction, hinge, backend)
         ctx.save_for_backward(logits, target, stats, loss)
         ctx.options = (margin, reduction, hinge, backend)
         return loss  # type: ignore[no-any-return]
@@ -102,7 +102,7 @@ class _HingeCrossEntropy(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, stats, loss = ctx.saved_tensors
-        return BACKWARD.call(grad_loss, logits, target, stats, loss, *ctx.options), None, None, None, None, None
+        return BACKWARD(grad_loss, logits, target, stats, loss, *ctx.options), None, None, None, None, None
 
 
 # --- reference: the equations in plain PyTorch -----------------------------------------------------------------------

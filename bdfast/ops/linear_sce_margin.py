@@ -72,7 +72,7 @@ def linear_sce_margin(
     _check_layer(features, weight, bias)
     validation.check_target(NAME, target, features, "features")
     tensors = (features.detach(), weight.detach(), None if bias is None else bias.detach())
-    return cast(Tensor, LINEAR_MARGIN.call(*tensors, target, requested(backend, NAME)))
+    return cast(Tensor, LINEAR_MARGIN(*tensors, target, requested(backend, NAME)))
 
 
 # --- reference: the equations in plain PyTorch -----------------------------------------------------------------------

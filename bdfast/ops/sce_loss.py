@@ -90,7 +90,7 @@ def sce_loss(
     if torch.is_grad_enabled() and logits.requires_grad:
         return cast(Tensor, function.apply(logits, target, *options, reduction, wish))
     op = FORWARD if clamp is None else CLAMPED_FORWARD
-    return cast(Tensor, op.call(logits, target, *options, reduction, wish)[0])
+    return cast(Tensor, op(logits, target, *options, reduction, wish)[0])
 
 
 class _SceLoss(torch.autograd.Function):
@@ -98,7 +98,7 @@ class _SceLoss(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, alpha: float, reverse: float, reduction: str, backend: str
     ) -> Tensor:
-        loss, stats = FORWARD.call(logits, target, alpha, reverse, reduction, backend)
+        loss, stats = FORWARD(logits, target, alpha, reverse, reduction, backend)
         ctx.save_for_backward(logits, target, stats)
         ctx.options = (alpha, reverse, reduction, backend)
         return loss  # type: ignore[no-any-return]
@@ -106,13 +106,13 @@ class _SceLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return BACKWARD.call(grad_loss, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
+        return BACKWARD(grad_loss, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
 
 
 class _ClampedSceLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
-        loss, p = CLAMPED_FORWARD.call(logits, target, *options)
+        loss, p = CLAMPED_FORWARD(logits, target, *options)
         ctx.save_for_backward(p, target)
         ctx.options = options
         ctx.dtype = logits.dtype
@@ -121,7 +121,7 @@ class _ClampedSceLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grad = CLAMPED_BACKWARD.call(grad_loss, *ctx.saved_tensors, *ctx.options)
+        grad = CLAMPED_BACKWARD(grad_loss, *ctx.saved_tensors, *ctx.options)
         return grad.to(ctx.dtype), None, None, None, None, None, None, None
 
 

@@ -62,7 +62,7 @@ def sce_margin(
     """
     validation.check_logits(NAME, logits)
     validation.check_target(NAME, target, logits)
-    return cast(Tensor, MARGIN.call(logits.detach(), target, requested(backend, NAME)))
+    return cast(Tensor, MARGIN(logits.detach(), target, requested(backend, NAME)))
 
 
 # --- reference: the equations in plain PyTorch -----------------------------------------------------------------------

@@ -72,7 +72,7 @@ def smallest_per_class(
     most = min(k, max(1, scores.shape[0]))
     if num_classes * most > 4 * scores.shape[0] + 2**20:  # a padded result that is mostly padding
         most = min(most, _largest_class(labels, num_classes))
-    indices, _ = SELECT.call(scores.detach(), labels, most, num_classes, wish)
+    indices, _ = SELECT(scores.detach(), labels, most, num_classes, wish)
     return cast(Tensor, indices[indices >= 0])
 
 

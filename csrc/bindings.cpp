@@ -9,6 +9,8 @@
 #include <cstring>
 #include <vector>
 
+#include "batch_norm_clipped_relu.h"
+#include "clipped_relu.h"
 #include "hinge_cross_entropy.h"
 #include "isa.h"
 #include "linear_sce_margin.h"
@@ -187,6 +189,46 @@ void bind_cuda(py::module_& m) {
 }
 #endif
 
+// `bound` at address 0 stands for the one number `limit`; a gradient that is not wanted has bits at address 0.
+void clipped_relu_fwd(uintptr_t x, int dtype, int64_t numel, int64_t channels, int64_t inner, uintptr_t bound,
+                      float limit, uintptr_t y, uintptr_t pass, uintptr_t clip) {
+  const ClippedReluArgs args{pointer<const void>(x),
+                             static_cast<DType>(dtype),
+                             {numel, channels, inner},
+                             bound != 0 ? pointer<const float>(bound) : &limit};
+  BDFAST_CALL_BEST(clipped_relu_fwd, args, pointer<void>(y), pointer<uint32_t>(pass), pointer<uint32_t>(clip));
+}
+
+void clipped_relu_bwd(uintptr_t grad, int dtype, int64_t numel, int64_t channels, int64_t inner, uintptr_t scale,
+                      uintptr_t pass, uintptr_t clip, int64_t bounds, uintptr_t grad_x, uintptr_t grad_bound) {
+  const ClippedReluGradArgs args{pointer<const void>(grad),
+                                 static_cast<DType>(dtype),
+                                 {numel, channels, inner},
+                                 pointer<const float>(scale),
+                                 pointer<const uint32_t>(pass),
+                                 pointer<const uint32_t>(clip),
+                                 bounds};
+  BDFAST_CALL_BEST(clipped_relu_bwd, args, pointer<void>(grad_x), pointer<float>(grad_bound));
+}
+
+void batch_norm_clipped_relu_fwd(uintptr_t x, int dtype, int64_t numel, int64_t channels, int64_t inner,
+                                 uintptr_t running_mean, uintptr_t running_var, uintptr_t weight, uintptr_t bias,
+                                 double eps, uintptr_t bound, int64_t bounds, float limit, uintptr_t y, uintptr_t scale,
+                                 uintptr_t pass, uintptr_t clip) {
+  const BatchNormClippedReluArgs args{pointer<const void>(x),
+                                      static_cast<DType>(dtype),
+                                      {numel, channels, inner},
+                                      pointer<const float>(running_mean),
+                                      pointer<const float>(running_var),
+                                      pointer<const float>(weight),
+                                      pointer<const float>(bias),
+                                      eps,
+                                      bound != 0 ? pointer<const float>(bound) : &limit,
+                                      bound != 0 ? bounds : 1};
+  BDFAST_CALL_BEST(batch_norm_clipped_relu_fwd, args, pointer<void>(y), pointer<float>(scale), pointer<uint32_t>(pass),
+                   pointer<uint32_t>(clip));
+}
+
 int64_t smallest_per_class(uintptr_t scores, uintptr_t labels, int64_t count, int64_t k, int64_t classes,
                            uintptr_t indices, uintptr_t counts) {
   const SmallestPerClassArgs args{pointer<const float>(scores), pointer<const int64_t>(labels), count, k, classes};
@@ -218,6 +260,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("hinge_cross_entropy_fwd", &hinge_cross_entropy_fwd, nogil());
   m.def("hinge_cross_entropy_bwd", &hinge_cross_entropy_bwd, nogil());
   m.def("projected_sgd_step", &projected_sgd_step, nogil());
+  m.def("clipped_relu_fwd", &clipped_relu_fwd, nogil());
+  m.def("clipped_relu_bwd", &clipped_relu_bwd, nogil());
+  m.def("batch_norm_clipped_relu_fwd", &batch_norm_clipped_relu_fwd, nogil());
   m.def("sce_loss_fwd", &sce_loss_fwd, nogil());
   m.def("sce_loss_bwd", &sce_loss_bwd, nogil());
   m.def("sce_margin", &sce_margin, nogil());

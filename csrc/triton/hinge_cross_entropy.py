@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of

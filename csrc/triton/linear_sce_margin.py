@@ -7,10 +7,10 @@ of confident samples differ in the digits that TF32 drops. Reruns are bit-identi
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from bdfast.backends.availability import triton_interpreted
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant

@@ -7,10 +7,10 @@ an address. Rows are reduced in an order that depends on the shape alone: reruns
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of

@@ -43,7 +43,7 @@ doctor: env
 	$(PY) -m bdfast doctor $(ARGS)
 
 bench: env
-	$(PY) -m bdfast bench $(ARGS)
+	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
 
 lint: build/lint.stamp
 	$(PY) -m ruff check

@@ -95,10 +95,11 @@ class Op:
 
     def _increment_versions(self, inputs: list[Any]) -> None:
         """Writes through raw pointers are news to autograd: a backward through the old values must raise."""
+        changed: list[Tensor] = []
         for i in self._mutated:
-            tensors = inputs[i] if isinstance(inputs[i], (list, tuple)) else [inputs[i]]
-            tracked = [t for t in tensors if t is not None and not t.is_inference()]
-            torch.autograd.graph.increment_version(tracked)
+            argument = inputs[i]
+            changed += argument if isinstance(argument, list) else () if argument is None else (argument,)
+        torch.autograd.graph.increment_version([t for t in changed if not t.is_inference()])
 
     def choose(self, wish: str, key: Any) -> Implementation:
         """The implementation that runs for this key tensor.

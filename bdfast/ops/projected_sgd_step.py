@@ -79,20 +79,17 @@ def projected_sgd_step_(
         >>> w, w.norm()
         (tensor([4.0584, 2.9205]), tensor(5.))
     """
-    lists = {"weights": weights, "anchors": anchors, "grads": grads, "momentum_buffers": momentum_buffers}
-    _check_lists({name: list(tensors) for name, tensors in lists.items()})
-    _check_scalars(lr, momentum, distance_weight, weights)
-    _check_state("norms", norms, weights)
+    lists = [list(tensors) for tensors in (weights, anchors, grads, momentum_buffers)]
+    _check_lists(*lists)
+    _check_scalars(lr, momentum, distance_weight, lists[0])
+    _check_state("norms", norms, lists[0])
     if distances is not None:
-        _check_state("distances", distances, weights)
+        _check_state("distances", distances, lists[0])
     wish = requested(backend, NAME)
-    rate, rate_tensor = (0.0, lr) if isinstance(lr, Tensor) else (float(lr), None)
-    if not weights:
+    if not lists[0]:
         return
-    STEP(
-        list(weights), list(anchors), list(grads), list(momentum_buffers), rate, rate_tensor, momentum,
-        distance_weight, norms, distances, wish,
-    )  # fmt: skip
+    rate, rate_tensor = (0.0, lr) if isinstance(lr, Tensor) else (float(lr), None)
+    STEP(*lists, rate, rate_tensor, momentum, distance_weight, norms, distances, wish)
 
 
 # --- reference: the equations in plain PyTorch -----------------------------------------------------------------------
@@ -137,19 +134,12 @@ def _distance(w: Tensor, w0: Tensor) -> Tensor:
 # --- compiled implementations ----------------------------------------------------------------------------------------
 
 
-def _alike(*tensors: Tensor) -> bool:
+def _alike(w: Tensor, w0: Tensor, g: Tensor, v: Tensor) -> bool:
     """Whether the tensors fill their storage in one and the same order, so that kernels may walk them linearly."""
-    first = tensors[0]
-    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    return dense and all(t.stride() == first.stride() for t in tensors[1:])
-
-
-def _cpp(*arguments: Any) -> None:
-    _on_dense_tensors(_cpp_dense, *arguments)
-
-
-def _cuda(*arguments: Any) -> None:
-    _on_dense_tensors(_cuda_dense, *arguments)
+    if w.is_contiguous() and w0.is_contiguous() and g.is_contiguous() and v.is_contiguous():
+        return True
+    channels_last = w.dim() == 4 and w.is_contiguous(memory_format=torch.channels_last)
+    return channels_last and w0.stride() == g.stride() == v.stride() == w.stride()
 
 
 def _on_dense_tensors(
@@ -161,8 +151,12 @@ def _on_dense_tensors(
     *scalars: Any,
 ) -> None:
     """Call ``run`` with tensors of equal dense layout; copies are made, and written back, only where layouts differ."""
+    layers = enumerate(zip(weights, anchors, grads, momentum_buffers, strict=True))
+    copied = [j for j, layer in layers if not _alike(*layer)]
+    if not copied:
+        run(weights, anchors, grads, momentum_buffers, *scalars)
+        return
     w, w0, g, v = list(weights), list(anchors), list(grads), list(momentum_buffers)
-    copied = [j for j in range(len(w)) if not _alike(w[j], w0[j], g[j], v[j])]
     for j in copied:
         w[j], w0[j], g[j], v[j] = (t.contiguous() for t in (w[j], w0[j], g[j], v[j]))
     run(w, w0, g, v, *scalars)
@@ -224,8 +218,8 @@ STEP = Op(
     fake=_fake,
     key=lambda weights, *_: weights[0],
     implementations=(
-        Implementation("cuda", _cuda, partial(runs_cuda, dtypes=(torch.float32,))),
-        Implementation("cpp", _cpp, partial(runs_cpp, dtypes=(torch.float32,))),
+        Implementation("cpp", partial(_on_dense_tensors, _cpp_dense), partial(runs_cpp, dtypes=(torch.float32,))),
+        Implementation("cuda", partial(_on_dense_tensors, _cuda_dense), partial(runs_cuda, dtypes=(torch.float32,))),
         Implementation("reference", reference, always),
     ),
 )
@@ -234,15 +228,18 @@ STEP = Op(
 # --- validation ------------------------------------------------------------------------------------------------------
 
 
-def _check_lists(lists: dict[str, list[Tensor]]) -> None:
-    weights = lists["weights"]
-    for name, tensors in lists.items():
+LISTS = ("weights", "anchors", "grads", "momentum_buffers")
+
+
+def _check_lists(weights: list[Tensor], *others: list[Tensor]) -> None:
+    for name, tensors in zip(LISTS[1:], others, strict=True):
         if len(tensors) != len(weights):
             expected = f"{len(weights)} tensors, one a weight"
             raise ValueError(message(NAME, name, expected, str(len(tensors)), "pass lists of one length"))
-        for j, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
-            if not _matches(tensor, weight):
-                _check_tensor(f"{name}[{j}]", tensor, weight)
+    for j, layer in enumerate(zip(weights, *others, strict=True)):
+        if not _match(*layer):  # the errors are worked out only where there is one
+            for name, tensor in zip(LISTS, layer, strict=True):
+                _check_tensor(f"{name}[{j}]", tensor, layer[0])
     if weights and weights[0].dtype not in (torch.float32, torch.float64):
         remedy = "keep float32 master weights and cast after"
         raise TypeError(message(NAME, "weights[0]", "float32", str(weights[0].dtype), remedy))
@@ -256,13 +253,14 @@ def _check_lists(lists: dict[str, list[Tensor]]) -> None:
             raise ValueError(message(NAME, f"weights[{j}]", expected, got, remedy))
 
 
-def _matches(tensor: Tensor, weight: Tensor) -> bool:
-    """What almost every call is, in half a microsecond; the errors are worked out only where it is not."""
+def _match(w: Tensor, w0: Tensor, g: Tensor, v: Tensor) -> bool:
+    if not (isinstance(w, Tensor) and isinstance(w0, Tensor) and isinstance(g, Tensor) and isinstance(v, Tensor)):
+        return False
+    shape, dtype, device = w.shape, w.dtype, w.device
     return (
-        isinstance(tensor, Tensor)
-        and tensor.shape == weight.shape
-        and tensor.dtype is weight.dtype
-        and tensor.device == weight.device
+        w0.shape == g.shape == v.shape == shape
+        and w0.dtype is g.dtype is v.dtype is dtype
+        and w0.device == g.device == v.device == device
     )
 
 
@@ -281,20 +279,20 @@ def _check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
         raise ValueError(message(NAME, name, f"device {weight.device}", str(tensor.device), "move it to its weight"))
 
 
-def _check_state(name: str, state: Tensor, weights: Sequence[Tensor]) -> None:
-    expected = f"a tensor [{len(weights)}]"
-    if not isinstance(state, Tensor) or state.dim() != 1 or state.shape[0] != len(weights):
+def _check_state(name: str, state: Tensor, weights: list[Tensor]) -> None:
+    count = len(weights)
+    if not isinstance(state, Tensor) or state.shape != (count,):
         got = str(list(state.shape)) if isinstance(state, Tensor) else type(state).__name__
-        raise ValueError(message(NAME, name, expected, got, "pass one value a weight"))
+        raise ValueError(message(NAME, name, f"a tensor [{count}]", got, "pass one value a weight"))
     if not weights:
         return
-    if state.dtype != torch.float32 and state.dtype != weights[0].dtype:
+    if state.dtype is not torch.float32 and state.dtype is not weights[0].dtype:
         raise TypeError(message(NAME, name, "float32", str(state.dtype), "convert it with .float()"))
     if state.device != weights[0].device:
         raise ValueError(message(NAME, name, f"device {weights[0].device}", str(state.device), "move it there"))
 
 
-def _check_scalars(lr: float | Tensor, momentum: float, distance_weight: float, weights: Sequence[Tensor]) -> None:
+def _check_scalars(lr: float | Tensor, momentum: float, distance_weight: float, weights: list[Tensor]) -> None:
     if isinstance(lr, Tensor):
         device = weights[0].device if weights else lr.device
         if lr.dim() != 0 or lr.dtype != torch.float32 or lr.device != device:

@@ -25,11 +25,10 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
+from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, label_logit, label_mask, upcast
 
 NAME = "hinge_cross_entropy"
-REDUCTIONS = ("none", "sum", "mean")  # their indices are the values that the compiled kernels take
 HINGES = ("sample", "batch")
-_DTYPE_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum DType in csrc/include/dtype.h
 
 
 def hinge_cross_entropy(
@@ -117,10 +116,10 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the row statistics ``[N, 2]`` (maximum, sum of ``exp(z - maximum)``) that the backward starts from."""
     validation.check_label_range(NAME, target, logits.shape[1])
-    z = _upcast(logits)
+    z = upcast(logits)
     m = z.amax(dim=1)
     s = (z - m[:, None]).exp().sum(dim=1)
-    ce = (m - _pick(z, target)) + s.log()
+    ce = (m - label_logit(z, target)) + s.log()
     rows = _hinge(ce, margin) if hinge == "sample" else ce
     if reduction == "none":
         return rows, torch.stack((m, s), dim=1)
@@ -140,26 +139,14 @@ def reference_backward(
     hinge: str,
 ) -> Tensor:
     """``dz_ij = grad_i [active_i] (softmax_ij - [j = y_i])``; inactive rows are exactly 0."""
-    z = _upcast(logits)
+    z = upcast(logits)
     m, s = stats.unbind(dim=1)
-    ce = (m - _pick(z, target)) + s.log()
+    ce = (m - label_logit(z, target)) + s.log()
     active = ~(ce <= margin) if hinge == "sample" else (~(loss <= 0)).expand(len(z))
     scale = grad_loss.to(z.dtype) / (len(z) if reduction == "mean" else 1)
     p = (z - m[:, None]).exp() / s[:, None]
-    onehot = torch.arange(z.shape[1], device=z.device)[None, :] == target[:, None]
-    grad = scale.expand(len(z))[:, None] * (p - onehot.to(z.dtype))
+    grad = scale.expand(len(z))[:, None] * (p - label_mask(z, target).to(z.dtype))
     return torch.where(active[:, None], grad, torch.zeros_like(grad)).to(logits.dtype)
-
-
-def _upcast(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _pick(z: Tensor, target: Tensor) -> Tensor:
-    """``z_iy``, NaN where the label is out of range (which the CPU entry has refused before)."""
-    inside = (target >= 0) & (target < z.shape[1])
-    picked = z.gather(1, target.clamp(0, z.shape[1] - 1)[:, None])[:, 0]
-    return torch.where(inside, picked, torch.full_like(picked, float("nan")))
 
 
 def _hinge(ce: Tensor, margin: float) -> Tensor:
@@ -169,11 +156,6 @@ def _hinge(ce: Tensor, margin: float) -> Tensor:
 # --- compiled implementations ----------------------------------------------------------------------------------------
 
 
-def _rows(logits: Tensor) -> Tensor:
-    """``logits`` with its classes contiguous; rows may lie any distance apart."""
-    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
-
-
 def _fake(logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: str, backend: str) -> Any:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     loss = logits.new_empty((logits.shape[0],) if reduction == "none" else (), dtype=dtype)
@@ -181,12 +163,12 @@ def _fake(logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: 
 
 
 def _cpp(logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: str) -> tuple[Tensor, Tensor]:
-    z, y = _rows(logits), target.contiguous()
+    z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
     loss = torch.empty((n,) if reduction == "none" else (), dtype=torch.float32)
     stats = torch.empty((n, 2), dtype=torch.float32)
     outside = native().hinge_cross_entropy_fwd(
-        z.data_ptr(), _DTYPE_CODE[z.dtype], n, c, z.stride(0), y.data_ptr(), margin, hinge == "batch",
+        z.data_ptr(), DTYPE_CODE[z.dtype], n, c, z.stride(0), y.data_ptr(), margin, hinge == "batch",
         REDUCTIONS.index(reduction), loss.data_ptr(), stats.data_ptr(),
     )  # fmt: skip
     if outside >= 0:
@@ -204,11 +186,11 @@ def _cpp_backward(
     reduction: str,
     hinge: str,
 ) -> Tensor:
-    z, y, g = _rows(logits), target.contiguous(), grad_loss.contiguous()
+    z, y, g = classes_contiguous(logits), target.contiguous(), grad_loss.contiguous()
     n, c = z.shape
     grad = torch.empty((n, c), dtype=z.dtype)
     native().hinge_cross_entropy_bwd(
-        z.data_ptr(), _DTYPE_CODE[z.dtype], n, c, z.stride(0), y.data_ptr(), margin, hinge == "batch",
+        z.data_ptr(), DTYPE_CODE[z.dtype], n, c, z.stride(0), y.data_ptr(), margin, hinge == "batch",
         REDUCTIONS.index(reduction), g.data_ptr(), loss.data_ptr(), stats.data_ptr(), grad.data_ptr(),
     )  # fmt: skip
     return grad

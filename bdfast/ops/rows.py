@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+REDUCTIONS = ("none", "sum", "mean")  # their indices are enum Reduction in csrc/include/rows.h
 DTYPE_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum DType in csrc/include/dtype.h
 
 

@@ -27,11 +27,10 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.rows import DTYPE_CODE, classes_contiguous, label_logit, label_mask, upcast
+from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, label_logit, label_mask, upcast
 from bdfast.ops.sce_margin import margin_of, other_classes
 
 NAME = "sce_loss"
-REDUCTIONS = ("none", "sum", "mean")  # their indices are the values that the compiled kernels take
 
 
 def sce_loss(

@@ -4,8 +4,8 @@
     python benchmarks/report.py            rewrites what stands between the markers of README.md and docs
     python benchmarks/report.py --check    changes nothing; exit code 1 where a table or the plot is stale
 
-A table stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``; names are cpu-ops, gpu-ops, gpu-end-to-end and
-digits. Each shows the newest result file of its kind, by date.
+A table stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``; names are demo, cpu-ops, gpu-ops,
+gpu-end-to-end and digits. Each shows the newest result file of its kind, by date; the demo's is results/demo/demo.json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BEGIN = re.compile(r"<!-- begin:([\w-]+) -->")
 SOURCE = "Source"  # key of the PNG's text chunk that says which results it shows
 
 Results = dict[str, dict[str, Any]]
-"""The newest result of each kind: cpu, gpu, digits."""
+"""The newest result of each kind: cpu, gpu, digits, demo."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,6 +84,9 @@ def newest(folder: Path) -> Results:
         kind, date = result["kind"], result["environment"]["date"]
         if result["complete"] and (kind not in found or date > found[kind]["environment"]["date"]):
             found[kind] = {**result, "file": path.name}
+    demo_file = folder / "demo" / "demo.json"
+    if demo_file.exists():
+        found["demo"] = json.loads(demo_file.read_text(encoding="utf-8"))
     return found
 
 
@@ -139,6 +142,25 @@ def gpu_end_to_end(results: Results) -> str:
         if name in known and name not in CHECKS and report.get("result")
     ]
     return "\n\n".join([*parts, origin(results["gpu"])]) if parts else NOT_MEASURED
+
+
+def demo(results: Results) -> str:
+    """What ``make demo`` printed."""
+    if "demo" not in results:
+        return NOT_MEASURED
+    result = results["demo"]
+    names = {"before": "backdoored", "ft": "fine-tuned (the baseline)", "d3": "D3"}
+    lines: list[list[Cell]] = []
+    for label, rates in result["rates"].items():
+        rating = result["ratings"].get(label, {}).get("DER")
+        figures = [f"{100 * rates[name]:.1f}" for name in ("acc", "asr", "ra")]
+        seconds = result["seconds"].get(label)
+        der = "" if rating is None else f"{100 * rating:.1f}"
+        lines.append([names.get(label, label), *figures, der, "" if seconds is None else f"{seconds:.1f}"])
+    header = ("model", "ACC", "ASR", "RA", "DER", "seconds")
+    versions = result["versions"]
+    origin = f"{versions['system']}, {result['device']}; torch {versions['torch']}; {result['date'][:10]}"
+    return f"{markdown_table((header, lines))}\n\n`{result['command']}`; {origin}"
 
 
 def digits(results: Results) -> str:
@@ -259,6 +281,7 @@ def _label(record: dict[str, Any]) -> str:
 NOT_MEASURED = "*Not measured yet.*"
 
 TABLES: dict[str, Callable[[Results], str]] = {
+    "demo": demo,
     "cpu-ops": cpu_ops,
     "gpu-ops": gpu_ops,
     "gpu-end-to-end": gpu_end_to_end,

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def _content(
     before = rates["before"]
     return {
         "command": f"bdfast demo --seed {options.seed}{' --quick' if options.quick else ''}",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": str(device),
         "versions": versions(),
         "rates": rates,

@@ -252,7 +252,9 @@ def _refused(path: Path, got: str, remedy: str) -> ValueError:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """The first sentence: what torch writes after it advises to load the file with its code."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.split(". ")[0][:160]
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:

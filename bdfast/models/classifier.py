@@ -6,12 +6,14 @@ from torch import nn
 from torch.nn.modules import activation, dropout
 
 from bdfast.errors import message
+from bdfast.nn.clipped_relu import ClippedReLU
 
 # What may stand between the linear layers of a head. MultiheadAttention is filed under activations by torch.
 _TRANSPARENT = (
     nn.Identity,
     nn.Flatten,
     nn.Unflatten,
+    ClippedReLU,
     *(
         cls
         for module in (activation, dropout)

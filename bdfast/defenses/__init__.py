@@ -4,6 +4,7 @@
 function           what it does                                                        paper
 =================  ==================================================================  ======================
 :func:`d3`         leaves the backdoored weights as far as the clean loss allows       arXiv 2411.09585
+:func:`pad_ft`     purifies the poisoned set, clips activations, tunes the head        arXiv 2409.12072
 :func:`fine_tune`  trains on with clean data: the baseline                             BackdoorBench's ``ft``
 =================  ==================================================================  ======================
 """
@@ -12,5 +13,16 @@ from __future__ import annotations
 
 from bdfast.defenses.d3 import D3Config, D3Result, d3
 from bdfast.defenses.fine_tune import FineTuneConfig, FineTuneResult, fine_tune
+from bdfast.defenses.pad_ft import PadFTConfig, PadFTResult, pad_ft
 
-__all__ = ["D3Config", "D3Result", "FineTuneConfig", "FineTuneResult", "d3", "fine_tune"]
+__all__ = [
+    "D3Config",
+    "D3Result",
+    "FineTuneConfig",
+    "FineTuneResult",
+    "PadFTConfig",
+    "PadFTResult",
+    "d3",
+    "fine_tune",
+    "pad_ft",
+]

@@ -1,0 +1,179 @@
+"""What PAD-FT works with: a copy of the victim, the training set in parts, the selected samples on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bdfast.defenses.pad_ft_bounds import Suspects, observe, starting_bounds
+from bdfast.defenses.pad_ft_config import PadFTConfig
+from bdfast.defenses.pad_ft_scores import LastLayer, Scores, Source, score, to_floats
+from bdfast.errors import message
+from bdfast.models import classifier_layers
+from bdfast.nn import clip_activations, normalized
+from bdfast.nn.clip_activations import ClippedModel
+from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
+from bdfast.runtime.guard import model_device, usable_device, working_model
+from bdfast.runtime.progress import Stopwatch
+from bdfast.runtime.resident import ResidentData
+from bdfast.training.resume import fingerprint
+from bdfast.training.workspace import Normalization, check_weights, logits_of
+
+
+@dataclass
+class Run:
+    """One run of :func:`bdfast.defenses.pad_ft`."""
+
+    work: nn.Module  # a copy of the victim, in eval mode; from step 2 on with its bounds
+    source: Source
+    num_classes: int
+    layer_name: str  # of the last linear layer
+    normalize: Normalization | None
+    place: Tensor  # of the device and dtype that the model wants
+    is_poisoned: Tensor | None  # [N] bool, on the CPU
+    watch: Stopwatch
+
+    @property
+    def layer(self) -> nn.Linear:
+        """The last linear layer."""
+        layer = self.work.get_submodule(self.layer_name)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    @property
+    def forward(self) -> nn.Module:
+        """The network, from images in [0, 1]."""
+        return self.work if self.normalize is None else normalized(self.work, *self.normalize).to(self.place.device)
+
+    def score(self, config: PadFTConfig, folder: str | os.PathLike[str] | None) -> Scores:
+        """Step 1: margins of all samples, and their features where they are asked for."""
+        dims = config.split_dims if config.split == "spread" else 0
+        with LastLayer(self.forward, self.layer) as features:
+            return score(
+                "pad_ft", features, self.source, num_classes=self.num_classes, place=self.place,
+                batch_size=config.score_batch_size, dims=dims, seed=stream_seed(config.seed, "pad_ft: sketch"),
+                run="" if folder is None else self._fingerprint(config, dims), folder=folder,
+            )  # fmt: skip
+
+    def _fingerprint(self, config: PadFTConfig, dims: int) -> str:
+        """What the scores depend on; of the data, its size and both ends."""
+        options = _ScoreRun(len(self.source), config.score_batch_size, dims, config.seed, self.normalize)
+        ends = self.source.read(torch.tensor([0, len(self.source) - 1]))
+        return fingerprint("pad_ft: scores", options, (*self.work.state_dict().values(), *ends))
+
+    def gather(self, indices: Tensor) -> ResidentData:
+        """Samples on the device, as they are."""
+        return ResidentData(*self.source.read(indices), device=self.place.device, dtype=self.place.dtype)
+
+    def suspects(self, indices: Tensor, labels: Tensor, config: PadFTConfig) -> Suspects | None:
+        """At most k suspects of a class, drawn by the seed, or None where they do not count."""
+        if len(indices) == 0 or config.suspect_weight == 0:
+            return None
+        generator = torch.Generator().manual_seed(stream_seed(config.seed, "pad_ft: suspects"))
+        order = indices[torch.randperm(len(indices), generator=generator)]
+        chosen = torch.cat([order[labels[order] == c][: config.k] for c in torch.unique(labels[indices]).tolist()])
+        images, given = self.source.read(chosen)
+        return Suspects(to_floats(images, self.place), given.to(self.place.device))
+
+    def clip(
+        self, trusted: ResidentData, config: PadFTConfig
+    ) -> tuple[nn.Module, dict[str, nn.Parameter], ResidentData, Tensor, bool]:
+        """Put bounds into the network, as high as ``config.init`` says.
+
+        Returns:
+            the clipped network, its bounds by site, the samples that it got right without them, its logits there, and
+            whether it got any right: if not, the samples are all of them.
+        """
+        images, _ = self.source.read(range(min(2, len(self.source))))
+        self.work = clipped = clip_activations(self.work, config.sites, example=to_floats(images, self.place))
+        forward = self.forward.eval()
+        for p in forward.parameters():
+            p.requires_grad_(False)
+        observed, logits = observe(forward, clipped.sites, trusted, config.score_batch_size)
+        bounds = clipped.bounds
+        for name, start in starting_bounds(observed, config.init).items():
+            bounds[name].data.copy_(start)
+            bounds[name].requires_grad_(True)
+        right = logits.argmax(1) == trusted.labels
+        any_right = bool(right.any())
+        if any_right:
+            trusted = ResidentData(
+                trusted.images[right], trusted.labels[right], device=trusted.device, dtype=self.place.dtype
+            )
+            logits = logits[right]
+        return forward, bounds, trusted, logits, any_right
+
+
+@contextmanager
+def open_run(
+    model: nn.Module,
+    data: object,
+    config: PadFTConfig,
+    normalize: Normalization | None,
+    device: str | torch.device | None,
+    ground_truth: Tensor | None,
+) -> Iterator[Run]:
+    """Check everything before any work; on leaving, the caller's world is as before."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(message("pad_ft", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+    place = None if device is None else usable_device("pad_ft", device)
+    actual = place or model_device(model)
+    watch = Stopwatch(actual)
+    with (
+        isolated_rng(stream_seed(config.seed, "global"), actual),
+        deterministic_kernels(config.deterministic, actual),
+        working_model(model, "pad_ft", device=place) as work,
+    ):
+        with watch("setup"):
+            check_weights("pad_ft", work)
+            source = Source("pad_ft", data)
+            is_poisoned = _check_truth(ground_truth, data, len(source))
+            weight = next(p for p in work.parameters() if p.is_floating_point())
+            name, _ = classifier_layers(work.eval())[-1]
+            run = Run(work, source, 0, name, normalize, weight.detach().flatten()[:0], is_poisoned, watch)
+            run.num_classes = _count_classes(run)
+        yield run
+        if isinstance(run.work, ClippedModel):
+            run.work.training = model.training
+            for site in run.work.sites.values():
+                site.training, site.bound.grad = model.training, None
+
+
+@dataclass(frozen=True)
+class _ScoreRun:
+    samples: int
+    batch_size: int
+    dims: int
+    seed: int
+    normalize: Normalization | None
+
+
+@torch.no_grad()
+def _count_classes(run: Run) -> int:
+    """K, and that the logits are what the last linear layer puts out."""
+    images, _ = run.source.read(range(min(2, len(run.source))))
+    with LastLayer(run.forward, run.layer) as features:
+        hidden, output = features(to_floats(images, run.place))
+    logits = logits_of("pad_ft", output, len(images))
+    if hidden is None or hidden.ndim != 2 or not torch.allclose(run.layer(hidden), logits, rtol=1e-3, equal_nan=True):
+        expected, got = (
+            "logits that come straight from its last linear layer",
+            f"something else behind `{run.layer_name}`",
+        )
+        raise ValueError(message("pad_ft", "model", expected, got, "return the logits themselves"))
+    return logits.shape[1]
+
+
+def _check_truth(ground_truth: Tensor | None, data: object, count: int) -> Tensor | None:
+    truth = getattr(data, "is_poisoned", None) if ground_truth is None else ground_truth
+    if truth is None:
+        return None
+    if not isinstance(truth, Tensor) or truth.dtype != torch.bool or truth.shape != (count,):
+        got = f"{truth.dtype} {list(truth.shape)}" if isinstance(truth, Tensor) else type(truth).__name__
+        raise ValueError(message("pad_ft", "ground_truth", f"bool [{count}]", got, "say which samples are poisoned"))
+    return truth.cpu()

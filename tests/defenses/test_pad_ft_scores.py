@@ -1,0 +1,198 @@
+"""Streaming scores: chunks, sketches, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from bdfast.defenses import pad_ft_scores
+from bdfast.defenses.pad_ft_scores import LastLayer, Scores, Source, score
+from bdfast.errors import LabelRangeError
+
+NET = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+class Samples(Dataset[tuple[Tensor, int]]):
+    """20 images that are made when asked for; counts the reads."""
+
+    def __init__(self) -> None:
+        self.images = None  # no tensors to take at once
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.reads.append(index)
+        return torch.full((1, 2, 2), index / 20), index % 3
+
+
+def everything() -> tuple[Tensor, Tensor]:
+    return (torch.arange(20)[:, None, None, None] / 20).expand(20, 1, 2, 2).contiguous(), torch.arange(20) % 3
+
+
+def run(data: object, folder: Path | None = None, *, key: str = "run", dims: int = 6, batch: int = 4) -> Scores:
+    with LastLayer(NET, NET[3]) as features:  # type: ignore[arg-type]
+        return score(
+            "pad_ft", features, Source("pad_ft", data), num_classes=3, place=torch.zeros(0), batch_size=batch,
+            dims=dims, seed=0, run=key, folder=folder,
+        )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pad_ft_scores, "CHUNK", 8)
+
+
+def same(a: Scores, b: Scores) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("margins", "labels", "sketch"))
+
+
+def test_margins_labels_and_features_in_index_order() -> None:
+    images, labels = everything()
+    found = run((images, labels))
+    with torch.no_grad():
+        hidden = NET[:3](images)
+        logits = NET[3](hidden)
+    others = logits.masked_fill(nn.functional.one_hot(labels, 3).bool(), -torch.inf).logsumexp(1)
+    assert torch.allclose(found.margins, others - logits.gather(1, labels[:, None])[:, 0], atol=1e-6)
+    assert torch.equal(found.labels, labels)
+    assert torch.allclose(found.sketch, hidden, atol=1e-6)
+
+
+def test_bytes_are_divided_by_255() -> None:
+    images = torch.randint(0, 256, (5, 1, 2, 2), dtype=torch.uint8)
+    labels = torch.zeros(5, dtype=torch.int64)
+    assert same(run((images, labels)), run((images / 255, labels)))
+
+
+def test_a_data_set_is_read_in_parts_and_gives_the_same() -> None:
+    data = Samples()
+    assert same(run(data), run(everything()))
+    assert data.reads == list(range(20))
+    loader = DataLoader(Samples(), batch_size=3, shuffle=True)
+    assert same(run(loader), run(everything()))
+
+
+def test_iterable_data_is_refused() -> None:
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(())
+
+    with pytest.raises(TypeError, match=r"pad_ft: `poisoned_data` expected a map-style data set"):
+        Source("pad_ft", Stream())
+
+
+def test_a_wide_sketch_keeps_distances() -> None:
+    hidden = torch.randn(200, 2048, generator=torch.Generator().manual_seed(0))
+    hidden[:100] *= 2
+    sketch = pad_ft_scores._sketch(hidden, 64, 0)
+    assert sketch.shape == (200, 64)
+    ratio = sketch[:100].var(0).sum() / sketch[100:].var(0).sum()
+    assert 3.5 < float(ratio) < 4.5
+    assert pad_ft_scores._sketch(hidden, 0, 0).shape == (200, 0)
+
+
+def test_labels_out_of_range_are_named_by_their_index() -> None:
+    images, labels = everything()
+    labels[13] = 3
+    with pytest.raises(LabelRangeError, match=r"classes in \[0, 3\), got 3 at index 13; drop"):
+        run((images, labels))
+
+
+def test_chunks_are_kept_and_found(tmp_path: Path) -> None:
+    first = run(everything(), tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "manifest.json", "scores-000000.npz", "scores-000001.npz", "scores-000002.npz",
+    ]  # fmt: skip
+    data = Samples()
+    assert same(run(data, tmp_path), first)
+    assert data.reads == []
+    (tmp_path / "scores-000001.npz").unlink()
+    assert same(run(data, tmp_path), first)
+    assert data.reads == list(range(8, 16))
+
+
+@pytest.mark.parametrize("damage", ["cut", "pickle", "shape", "other run"])
+def test_damaged_chunks_are_computed_again(tmp_path: Path, damage: str) -> None:
+    first = run(everything(), tmp_path)
+    file = tmp_path / "scores-000000.npz"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:200])
+    elif damage == "pickle":
+        np.savez(file, run=np.array("run"), margins=np.array([print], dtype=object), labels=0, sketch=0)
+    elif damage == "shape":
+        np.savez(file, run=np.array("run"), margins=np.zeros(3, np.float32), labels=np.zeros(3, np.int64),
+                 sketch=np.zeros((3, 6), np.float32))  # fmt: skip
+    else:
+        with np.load(file) as archive:
+            np.savez(file, **{**archive, "run": np.array("another")})
+    assert same(run(everything(), tmp_path), first)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "x" * 100_000])
+def test_another_run_is_refused(tmp_path: Path, content: str | None) -> None:
+    run(everything(), tmp_path)
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"pad_ft: `scores_dir` expected scores of this very run .* take another folder"
+    ):
+        run(everything(), tmp_path, key="run" if content else "other")
+
+
+KILLED = """
+import sys, time, torch
+from bdfast import models
+from bdfast.defenses import PadFTConfig, pad_ft, pad_ft_scores
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self): return 64
+    def __getitem__(self, index):
+        time.sleep(float(sys.argv[2]))
+        g = torch.Generator().manual_seed(index)
+        return torch.rand(1, 8, 8, generator=g), index % 4
+
+pad_ft_scores.CHUNK = 8
+torch.set_num_threads(1)
+model = models.build("digits_cnn", num_classes=4, image_size=8, channels=1, seed=0).eval()
+config = PadFTConfig(k=5, split="spread", clip_epochs=1, epochs=1, seed=3)
+result = pad_ft(model, Slow(), config, scores_dir=sys.argv[1] if sys.argv[1] != "-" else None)
+print(result.selected.tolist(), result.scores.view(torch.int32).tolist())
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_selection(tmp_path: Path) -> None:
+    def command(folder: str, delay: str) -> list[str]:
+        return [sys.executable, "-W", "ignore", "-c", KILLED, folder, delay]
+
+    folder = tmp_path / "scores"
+    slow = subprocess.Popen(command(str(folder), "0.02"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (folder / "scores-000001.npz").exists():
+        assert slow.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(slow.pid, signal.SIGKILL)
+    slow.communicate()
+    kept = len(list(folder.glob("scores-*.npz")))
+    assert 2 <= kept < 8
+    assert json.loads((folder / "manifest.json").read_text())["samples"] == 64
+
+    resumed = subprocess.run(command(str(folder), "0"), capture_output=True, text=True, check=True, timeout=60)
+    straight = subprocess.run(command("-", "0"), capture_output=True, text=True, check=True, timeout=60)
+    assert resumed.stdout == straight.stdout
+    assert resumed.stdout.startswith("[")
+    assert len(list(folder.glob("scores-*.npz"))) == 8

@@ -154,7 +154,13 @@ def pad_ft(
             ratio = config.spread_ratio if config.split == "spread" else None
             if trusted is None:
                 picked = select(
-                    scores, run.num_classes, k=config.k, trim=config.trim, ratio=ratio, gap=config.margin_gap
+                    scores,
+                    run.num_classes,
+                    k=config.k,
+                    trim=config.trim,
+                    ratio=ratio,
+                    gap=config.margin_gap,
+                    diversity=config.diversity,
                 )
             else:
                 picked = Selection(_check_indices(trusted, len(scores.labels)))

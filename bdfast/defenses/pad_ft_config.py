@@ -83,7 +83,10 @@ class PadFTConfig:
 
     margin_gap: float = 1.3
     """... and how far the mean margins of its two modes must be apart, in units of the median class's standard
-    deviation of margins, >= 0 [O]. Target classes had 1.4 to 7.2; a class of two writing styles, the digit 1, 0.8."""
+    deviation of margins, >= 0 [O]. Target classes had 1.4 to 7.2; the digit 1, written in two styles, 0.2 to 1.4."""
+
+    diversity: float = 0.45
+    """... and how various the second classes of the suspects must be: entropy in units of log(K - 1), in [0, 1) [O]."""
 
     # --- 2. activation clipping --------------------------------------------------------------------------------------
 
@@ -214,6 +217,7 @@ class PadFTConfig:
         check_one_of(where, "split", self.split, ("none", "spread"))
         check_number(where, "spread_ratio", self.spread_ratio, low=1.0)
         check_number(where, "margin_gap", self.margin_gap)
+        check_number(where, "diversity", self.diversity, high=1.0)
 
     def _check_clipping(self, where: str) -> None:
         if self.sites not in ("stage-relu", "all-relu"):

@@ -1,6 +1,6 @@
 """One pass over the training set: how clean each sample looks, in chunks that survive a kill.
 
-What is kept a sample is 4 bytes of score, 8 of label and, for the split, a sketch of its features; images and logits
+What is kept a sample is 4 bytes of score, 12 of classes and, for the split, a sketch of its features; images and logits
 live for one batch. With a folder, each chunk is written as it is finished, and the next run takes up there.
 """
 
@@ -26,6 +26,7 @@ from bdfast.ops import sce_margin
 
 CHUNK = 8192  # samples a file: half a second of a GPU, so that a kill costs no more
 FORMAT = "bdfast.pad_ft.scores/1"
+ARRAYS = ("margins", "labels", "runner_up", "sketch")  # the fields of Scores
 MAX_MANIFEST = 1 << 16  # bytes
 
 Features = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -39,11 +40,13 @@ class Scores:
     Attributes:
         margins: float32 ``[N]``, :func:`bdfast.ops.sce_margin`: the smaller, the cleaner; +Inf is not trusted.
         labels: int64 ``[N]``, as given.
+        runner_up: int32 ``[N]``, the class of the largest logit beside the label's.
         sketch: float32 ``[N, d]``, the features or a projection of them that keeps their distances; d may be 0.
     """
 
     margins: Tensor
     labels: Tensor
+    runner_up: Tensor
     sketch: Tensor
 
     @property
@@ -131,7 +134,7 @@ def score(
             if store is not None:
                 store.save(rows, part)
         parts.append(part)
-    return Scores(*(torch.cat([getattr(p, name) for p in parts]) for name in ("margins", "labels", "sketch")))
+    return Scores(*(torch.cat([getattr(p, name) for p in parts]) for name in ARRAYS))
 
 
 @torch.no_grad()
@@ -142,13 +145,15 @@ def _score_chunk(
     images, labels = source.read(rows)
     labels = labels.cpu()
     _check_labels(where, labels, rows.start, num_classes)
-    margins, sketches = [], []
+    margins, runners_up, sketches = [], [], []
     for begin in range(0, len(rows), batch_size):
         x = to_floats(images[begin : begin + batch_size], place)
         hidden, logits = features(x)
-        margins.append(sce_margin(logits, labels[begin : begin + batch_size].to(logits.device)).float())
+        given = labels[begin : begin + batch_size].to(logits.device)
+        margins.append(sce_margin(logits, given).float())
+        runners_up.append(logits.scatter(1, given[:, None], -float("inf")).argmax(1).int())
         sketches.append(_sketch(hidden, dims, seed))
-    return Scores(torch.cat(margins).cpu(), labels, torch.cat(sketches).cpu())
+    return Scores(torch.cat(margins).cpu(), labels, torch.cat(runners_up).cpu(), torch.cat(sketches).cpu())
 
 
 def to_floats(
@@ -204,7 +209,7 @@ class _Store:
 
     def save(self, rows: range, part: Scores) -> None:
         content = io.BytesIO()
-        arrays = {name: getattr(part, name).numpy() for name in ("margins", "labels", "sketch")}
+        arrays = {name: getattr(part, name).numpy() for name in ARRAYS}
         np.savez(content, run=np.array(self._run), **arrays)
         with atomic_write(self._file(rows), "wb") as stream:
             stream.write(content.getvalue())
@@ -215,15 +220,14 @@ class _Store:
             with np.load(self._file(rows)) as archive:  # allow_pickle is False
                 if str(archive["run"]) != self._run:
                     return None
-                margins, labels, sketch = (archive[name] for name in ("margins", "labels", "sketch"))
+                arrays = [archive[name] for name in ARRAYS]
         except Exception:  # a damaged file can fail in any way
             return None
-        kinds = (margins.dtype, labels.dtype, sketch.dtype)
-        if kinds != (np.float32, np.int64, np.float32) or sketch.ndim != 2:
+        if [array.dtype for array in arrays] != [np.float32, np.int64, np.int32, np.float32]:
             return None
-        if not margins.shape == labels.shape == sketch.shape[:1] == (len(rows),):
+        if [array.ndim for array in arrays] != [1, 1, 1, 2] or {len(array) for array in arrays} != {len(rows)}:
             return None
-        return Scores(*(torch.from_numpy(array) for array in (margins, labels, sketch)))
+        return Scores(*(torch.from_numpy(array) for array in arrays))
 
 
 def _read_manifest(file: Path) -> object:

@@ -67,7 +67,7 @@ def poison_of(victim: Victim) -> attacks.PoisonedData:
 def test_robust_removes_badnets_from_digits(victim: Victim) -> None:
     before = victim.evaluate(victim.model)
     poisoned = poison_of(victim)
-    config = PadFTConfig.for_digits(preset="robust", clip_epochs=15)
+    config = PadFTConfig.for_digits(preset="robust", clip_epochs=6)
     result = pad_ft(victim.model, poisoned, config)
     after = victim.evaluate(result.model)
     assert before.asr > 0.95
@@ -92,7 +92,7 @@ def test_robust_leaves_clean_data_alone(victim: Victim) -> None:
     """The victim's clean samples as they are: no class stands out, and nothing is suspected."""
     poisoned = poison_of(victim)
     clean = ~poisoned.is_poisoned
-    config = PadFTConfig.for_digits(preset="robust", clip_epochs=15)
+    config = PadFTConfig.for_digits(preset="robust", clip_epochs=6)
     result = pad_ft(victim.model, (poisoned.images[clean], poisoned.labels[clean]), config)
     assert len(result.suspects) == 0
     assert result.split == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from bdfast.defenses.pad_ft_selection import class_spread, purity, select, split
 
 
 def scores_of(margins: list[float], labels: list[int]) -> Scores:
-    return Scores(torch.tensor(margins), torch.tensor(labels), torch.zeros(len(labels), 0))
+    return Scores(
+        torch.tensor(margins), torch.tensor(labels), torch.zeros(len(labels)).int(), torch.zeros(len(labels), 0)
+    )
 
 
 def test_the_k_smallest_margins_of_each_class() -> None:
@@ -47,13 +50,13 @@ def planted(loose: float, gap: float) -> tuple[Scores, Tensor]:
     poisoned[120:150] = True
     sketch[poisoned] = 5 + loose * torch.randn(30, 8, generator=g)
     margins[poisoned] -= gap
-    return Scores(margins, labels, sketch), poisoned
+    return Scores(margins, labels, torch.arange(240).int() % 4, sketch), poisoned
 
 
 @pytest.mark.parametrize("gap", [5.0, -2.0])  # poison of lower loss than the rest, and of higher
 def test_a_looser_mode_is_suspected_whatever_its_loss(gap: float) -> None:
     scores, poisoned = planted(loose=2.0, gap=gap)
-    picked = select(scores, 4, k=20, trim=0.0, ratio=1.45, gap=1.3)
+    picked = select(scores, 4, k=20, trim=0.0, ratio=1.45, gap=1.3, diversity=0.45)
     assert [record["class"] for record in picked.split] == [2]
     assert picked.suspects.tolist() == poisoned.nonzero().flatten().tolist()
     assert purity(picked.selected, scores.labels, poisoned, 4)["2"] == 1.0
@@ -65,15 +68,21 @@ def test_a_looser_mode_is_suspected_whatever_its_loss(gap: float) -> None:
 def test_modes_of_one_loss_are_not_told_apart() -> None:
     """A class of two styles: it scatters, but nothing in it is easier than the rest."""
     scores, _ = planted(loose=2.0, gap=0.0)
-    picked = select(scores, 4, k=20, trim=0.0, ratio=1.45, gap=1.3)
+    picked = select(scores, 4, k=20, trim=0.0, ratio=1.45, gap=1.3, diversity=0.45)
     assert picked.spread[2] > 1.45
     assert picked.split == []
     assert len(picked.suspects) == 0
 
 
+def test_a_mode_next_to_one_other_class_is_a_style() -> None:
+    scores, poisoned = planted(loose=2.0, gap=5.0)
+    style = replace(scores, runner_up=torch.where(poisoned, 3, scores.runner_up).int())
+    assert select(style, 4, k=20, trim=0.0, ratio=1.45, gap=1.3, diversity=0.45).split == []
+
+
 def test_between_modes_of_one_width_the_loss_decides() -> None:
     scores, poisoned = planted(loose=1.0, gap=5.0)
-    picked = select(scores, 4, k=20, trim=0.0, ratio=1.45, gap=1.3)
+    picked = select(scores, 4, k=20, trim=0.0, ratio=1.45, gap=1.3, diversity=0.45)
     assert picked.suspects.tolist() == poisoned.nonzero().flatten().tolist()
     suspected, trusted = picked.split[0]["margin"]
     assert suspected < trusted - 3
@@ -83,8 +92,8 @@ def test_without_a_class_that_stands_out_the_lowest_losses_stay() -> None:
     scores, _ = planted(loose=1.0, gap=5.0)
     g = torch.Generator().manual_seed(3)
     sketch = torch.randn(240, 8, generator=g)
-    calm = Scores(scores.margins, scores.labels, sketch)
-    picked = select(calm, 4, k=20, trim=0.0, ratio=1.45, gap=1.3)
+    calm = replace(scores, sketch=sketch)
+    picked = select(calm, 4, k=20, trim=0.0, ratio=1.45, gap=1.3, diversity=0.45)
     plain = select(calm, 4, k=20, trim=0.0, ratio=None)
     assert max(picked.spread) < 1.45
     assert torch.equal(picked.selected, plain.selected)
@@ -97,14 +106,16 @@ def test_class_spread_ignores_small_classes_and_rows_that_are_not_finite() -> No
     assert math.isnan(spread[4])
     margins = scores.margins.clone()
     margins[:50] = math.inf  # leaves 10 of class 0
-    assert math.isnan(class_spread(Scores(margins, scores.labels, scores.sketch), 4)[0])
+    assert math.isnan(class_spread(replace(scores, margins=margins), 4)[0])
 
 
 def test_identical_features_do_not_divide_by_zero() -> None:
     suspects, record = split_class(torch.ones(20, 3), torch.zeros(20))
     assert suspects.dtype == torch.bool
     assert record["whole"] == 0.0
-    assert all(math.isnan(v) for v in class_spread(Scores(torch.zeros(40), torch.arange(40) % 2, torch.ones(40, 3)), 2))
+    labels = torch.arange(40) % 2
+    same = Scores(torch.zeros(40), labels, labels.int(), torch.ones(40, 3))
+    assert all(math.isnan(v) for v in class_spread(same, 2))
 
 
 def test_the_split_does_not_depend_on_the_order_of_samples() -> None:

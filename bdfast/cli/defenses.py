@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bdfast import defenses
+from bdfast.cli import pad_ft
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ DEFENSES: tuple[Defense, ...] = (
         defenses.D3Config,
         ("model", "reserve"),
         "distance-driven detoxification (arXiv 2411.09585), from a few hundred clean images",
+    ),
+    Defense(
+        "pad-ft",
+        pad_ft.defend,
+        defenses.PadFTConfig,
+        ("model", "poisoned"),
+        "data purification, activation clipping, classifier fine-tuning (arXiv 2409.12072), from the poisoned set",
     ),
     Defense(
         "ft",

@@ -17,9 +17,11 @@ from bdfast.cli.settings import MAX_CONFIG_BYTES, Given, setting
 from bdfast.data import DataSplits, load, normalization, read_index, reserve
 from bdfast.errors import message
 from bdfast.metrics import Metrics, accuracy, evaluate, predict
+from bdfast.nn import clip_activations
 from bdfast.runtime.checkpoints import load_into, load_state
 
 MODEL_FILE, POISONED_FILE, CONFIG_FILE = "model.safetensors", "poisoned.npz", "config.json"
+CLIPS, BOUND = "clips.", ".bound"  # around the name of a site, in the state dict of a clipped model
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 
@@ -170,10 +172,16 @@ def load_model(where: str, settings: ModelSettings, splits: DataSplits, data: st
     normalize = parse_normalize(where, settings.normalize, data, checkpoint.metadata.get("normalize"))
     images = splits.test[0]
     size = (images.shape[2], images.shape[3])
+    bounds = [name for name in checkpoint.state if name.startswith(CLIPS) and name.endswith(BOUND)]
+    weights = {name: value for name, value in checkpoint.state.items() if name not in bounds}
+    model: nn.Module
     if arch.replace("preactresnet", "preact_resnet") in models.names():
-        model = models.from_state(arch, checkpoint.state, image_size=size)
+        model = models.from_state(arch, weights, image_size=size)
     else:
         model = models.build(arch, num_classes=len(splits.class_names), image_size=size, channels=images.shape[1])
+    if bounds:  # a network that PAD-FT clipped
+        sites = [name[len(CLIPS) : -len(BOUND)] for name in bounds]
+        model = clip_activations(model, sites, example=torch.zeros(1, *images.shape[1:]))
     load_into(model, checkpoint.state, settings.model)
     model.to(choose_device(where, settings.device)).eval()
     metadata = {"model_name": arch, "num_classes": len(splits.class_names), "normalize": format_normalize(normalize)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from bdfast.attacks import PoisonedData
 from bdfast.cli.command import DONE, Command
@@ -83,6 +83,11 @@ class Job:
         """The poisoned set, where an attack's folder is known."""
         return None if self.plan.folder is None else self.plan.folder.poisoned
 
+    @property
+    def training_set(self) -> PoisonedData | tuple[Tensor, Tensor]:
+        """What the victim was trained on: the poisoned set, else the data as it is, which may hold anything."""
+        return self.splits.train if self.poisoned is None else self.poisoned
+
     def judge(self, model: nn.Module) -> Metrics:
         """The rates of ``model``, which expects its images as the victim does."""
         return judge(model, self.splits, self.poisoned, self.victim.normalize)
@@ -91,6 +96,7 @@ class Job:
 PROVIDERS: dict[str, Callable[[Job], Any]] = {
     "model": lambda job: job.victim.model,
     "reserve": lambda job: clean_reserve(job.splits, job.plan.settings.reserve, job.plan.settings.seed),
+    "poisoned": lambda job: job.training_set,
 }
 """What a defense can ask for by name (``Defense.needs``)."""
 

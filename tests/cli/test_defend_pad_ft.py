@@ -1,0 +1,31 @@
+"""``bdfast defend pad-ft``: the poisoned set instead of a reserve, and a clipped network that is read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from bdfast.runtime.checkpoints import load_state
+
+from .conftest import Outcome
+
+QUICK = [f"--set={item}" for item in ("preset=robust", "clip_epochs=2", "epochs=2")]
+
+
+def test_a_clipped_network_is_evaluated_like_any_other(
+    bdfast: Callable[..., Outcome], attack_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "pad_ft"
+    assert bdfast("defend", "pad-ft", "--attack-dir", attack_dir, "--out", out, *QUICK).code == 0
+    state = load_state(out / "model.safetensors").state
+    assert [name for name in state if name.startswith("clips.")] == [f"clips.relu{i}.bound" for i in (1, 2, 3)]
+    result = json.loads((out / "result.json").read_text())
+    assert result["config"]["k"] == 100
+    assert result["purity"]["total"] > 0
+    assert not list(out.glob("*.scores"))
+
+    again = bdfast("evaluate", "--model", out / "model.safetensors", "--attack-dir", attack_dir, "--json")
+    after = json.loads((out / "metrics.json").read_text())["after"]
+    assert again.code == 0
+    assert json.loads(again.out)["model"] == after

@@ -71,10 +71,10 @@ HingeCrossEntropyArgs hinge_args(uintptr_t logits, int dtype, int64_t rows, int6
 
 int64_t hinge_cross_entropy_fwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
                                 uintptr_t target, float margin, bool batch_hinge, int reduction, uintptr_t loss,
-                                uintptr_t stats) {
+                                uintptr_t stats, uintptr_t grad_logits) {
   const auto args = hinge_args(logits, dtype, rows, classes, row_stride, target, margin, batch_hinge);
   return BDFAST_CALL_BEST(hinge_cross_entropy_fwd, args, static_cast<Reduction>(reduction), pointer<float>(loss),
-                          pointer<float>(stats));
+                          pointer<float>(stats), pointer<void>(grad_logits));
 }
 
 void hinge_cross_entropy_bwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,

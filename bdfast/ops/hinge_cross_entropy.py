@@ -92,16 +92,43 @@ class _HingeCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: str, backend: str
     ) -> Tensor:
-        loss, stats = FORWARD(logits, target, margin, reduction, hinge, backend)
+        options = (margin, reduction, hinge, backend)
+        ctx.ahead = None
+        if _gradient_ahead(logits, options):
+            loss, stats, ctx.ahead = FORWARD_WITH_GRADIENT(logits, target, margin, reduction, backend)
+        else:
+            loss, stats = FORWARD(logits, target, *options)
         ctx.save_for_backward(logits, target, stats, loss)
-        ctx.options = (margin, reduction, hinge, backend)
+        ctx.options = options
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, stats, loss = ctx.saved_tensors
-        return BACKWARD(grad_loss, logits, target, stats, loss, *ctx.options), None, None, None, None, None
+        grad, ctx.ahead = ctx.ahead, None  # given away: a second backward of a retained graph makes its own
+        if grad is None:
+            logits, target, stats, loss = ctx.saved_tensors
+            grad = BACKWARD(grad_loss, logits, target, stats, loss, *ctx.options)
+        elif (factor := grad_loss.item()) != 1.0:
+            grad.mul_(factor)
+        return grad, None, None, None, None, None
+
+
+def _gradient_ahead(logits: Tensor, options: tuple[float, str, str, str]) -> bool:
+    """Whether the forward makes the gradient, while the rows are in the cache: one read of the logits instead of two.
+
+    On the CPU in float32, where the backward can look at the incoming gradient without waiting, and a product with it
+    rounds no more than the gradient itself.
+    """
+    _, reduction, hinge, backend = options
+    return (
+        reduction != "none"
+        and hinge == "sample"
+        and logits.is_cpu
+        and logits.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and FORWARD.choose(backend, logits).backend == "cpp"
+    )
 
 
 # --- reference: the equations in plain PyTorch -----------------------------------------------------------------------
@@ -149,6 +176,18 @@ def reference_backward(
     return torch.where(active[:, None], grad, torch.zeros_like(grad)).to(logits.dtype)
 
 
+def reference_with_gradient(
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N]
+    margin: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, row statistics, and the gradient for an incoming gradient of 1."""
+    loss, stats = reference(logits, target, margin, reduction, "sample")
+    grad = reference_backward(torch.ones_like(loss), logits, target, stats, loss, margin, reduction, "sample")
+    return loss, stats, grad
+
+
 def _hinge(ce: Tensor, margin: float) -> Tensor:
     return torch.where(ce <= margin, torch.zeros_like(ce), ce - margin)  # NaN is not masked
 
@@ -162,18 +201,25 @@ def _fake(logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: 
     return loss, logits.new_empty((logits.shape[0], 2), dtype=dtype)
 
 
-def _cpp(logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: str) -> tuple[Tensor, Tensor]:
+def _cpp(
+    logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: str, grad: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
     loss = torch.empty((n,) if reduction == "none" else (), dtype=torch.float32)
     stats = torch.empty((n, 2), dtype=torch.float32)
     outside = native().hinge_cross_entropy_fwd(
         z.data_ptr(), DTYPE_CODE[z.dtype], n, c, z.stride(0), y.data_ptr(), margin, hinge == "batch",
-        REDUCTIONS.index(reduction), loss.data_ptr(), stats.data_ptr(),
+        REDUCTIONS.index(reduction), loss.data_ptr(), stats.data_ptr(), 0 if grad is None else grad.data_ptr(),
     )  # fmt: skip
     if outside >= 0:
         validation.raise_label_range(NAME, target, c, outside)
     return loss, stats
+
+
+def _cpp_with_gradient(logits: Tensor, target: Tensor, margin: float, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
+    grad = torch.empty(logits.shape, dtype=logits.dtype)
+    return *_cpp(logits, target, margin, reduction, "sample", grad), grad
 
 
 def _cpp_backward(
@@ -209,6 +255,11 @@ def _triton_backward(*arguments: Any) -> Tensor:
     return kernels.backward(*arguments)  # type: ignore[no-any-return]
 
 
+def _fake_with_gradient(logits: Tensor, target: Tensor, margin: float, reduction: str, backend: str) -> Any:
+    loss, stats = _fake(logits, target, margin, reduction, "sample", backend)
+    return loss, stats, torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+
+
 def _fake_backward(grad_loss: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
@@ -226,6 +277,18 @@ FORWARD = Op(
         Implementation("cpp", _cpp, _runs_cpp),
         Implementation("triton", _triton, _runs_triton),
         Implementation("reference", reference, always),
+    ),
+)
+
+FORWARD_WITH_GRADIENT = Op(
+    name="hinge_cross_entropy_fwd_grad",
+    public=NAME,
+    schema="(Tensor logits, Tensor target, float margin, str reduction, str backend) -> (Tensor, Tensor, Tensor)",
+    fake=_fake_with_gradient,
+    key=lambda logits, *_: logits,
+    implementations=(
+        Implementation("cpp", _cpp_with_gradient, _runs_cpp),
+        Implementation("reference", reference_with_gradient, always),
     ),
 )
 

@@ -3,12 +3,14 @@
 // Computes   loss_i = max(0, CE_i - margin), CE_i = (m_i - z_iy) + log s_i, m_i = max_j z_ij, s_i = sum_j exp(z_ij - m_i)
 //            dz_ij  = grad_i * [CE_i > margin] * (exp(z_ij - m_i) / s_i - [j = y_i])
 // A chunk    owns 64 rows, and reduces them in order; chunks are summed in order.
-// Moves      forward: reads N*C; backward: reads and writes N*C (inactive rows are only written).
+// Moves      forward: reads N*C, and writes as much where it makes the gradient too; backward: reads and writes N*C
+//            (inactive rows are only written).
 // Accumulates rows in float32 (a row is summed in vector lanes), losses over rows in float64.
 #include "hinge_cross_entropy.h"
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "parallel.h"
@@ -24,9 +26,9 @@ namespace {
 constexpr int64_t kWide = 64;
 
 template <class T>
-void wide_row_stats(const T* row, int64_t classes, float* stats) {
+float wide_row_max(const T* row, int64_t classes) {
   const int64_t whole = classes / kWide * kWide;
-  float lane_max[kWide], lane_sum[kWide] = {};
+  float lane_max[kWide];
   std::fill(lane_max, lane_max + kWide, -INFINITY);
   for (int64_t j = 0; j < whole; j += kWide) {
 #pragma omp simd
@@ -35,17 +37,38 @@ void wide_row_stats(const T* row, int64_t classes, float* stats) {
   float max = -INFINITY;
   for (int64_t lane = 0; lane < kWide; ++lane) max = std::max(max, lane_max[lane]);
   for (int64_t j = whole; j < classes; ++j) max = std::max(max, to_float(row[j]));
+  return max;
+}
+
+// Sum of exp(z - max) over a row; the terms themselves go to `terms` where it is not null.
+template <bool kKeep, class T>
+float wide_row_sum(const T* row, int64_t classes, float max, float* terms) {
+  const int64_t whole = classes / kWide * kWide;
+  float lane_sum[kWide] = {};
   for (int64_t j = 0; j < whole; j += kWide) {
 #pragma omp simd
-    for (int64_t lane = 0; lane < kWide; ++lane) lane_sum[lane] += exp_nonpositive(to_float(row[j + lane]) - max);
+    for (int64_t lane = 0; lane < kWide; ++lane) {
+      const float term = exp_nonpositive(to_float(row[j + lane]) - max);
+      if (kKeep) terms[j + lane] = term;
+      lane_sum[lane] += term;
+    }
   }
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t lane = 0; lane < kWide; ++lane) sum += lane_sum[lane];
 #pragma omp simd reduction(+ : sum)
-  for (int64_t j = whole; j < classes; ++j) sum += exp_nonpositive(to_float(row[j]) - max);
-  stats[0] = max;
-  stats[1] = sum;
+  for (int64_t j = whole; j < classes; ++j) {
+    const float term = exp_nonpositive(to_float(row[j]) - max);
+    if (kKeep) terms[j] = term;
+    sum += term;
+  }
+  return sum;
+}
+
+template <class T>
+void wide_row_stats(const T* row, int64_t classes, float* stats) {
+  stats[0] = wide_row_max(row, classes);
+  stats[1] = wide_row_sum<false>(row, classes, stats[0], nullptr);
 }
 
 template <class T>
@@ -92,35 +115,6 @@ void row_cross_entropy(const HingeCrossEntropyArgs& a, int64_t begin, int64_t en
 // The hinge is inactive only where CE <= margin is true: a NaN loss is not masked.
 inline float hinge(float cross_entropy, float margin) {
   return cross_entropy <= margin ? 0.0f : cross_entropy - margin;
-}
-
-template <class T>
-int64_t forward(const HingeCrossEntropyArgs& a, Reduction reduction, float* loss, float* stats) {
-  if (const int64_t outside = first_label_outside(a.target, a.rows, a.classes); outside >= 0) return outside;
-  const int64_t chunks = row_chunks(a.rows);
-  std::vector<double> partial(static_cast<size_t>(chunks));
-  const bool hinge_rows = !a.batch_hinge;
-  parallel_chunks(chunks, a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
-    const int64_t begin = chunk * kRowsPerChunk;
-    const int64_t end = std::min(a.rows, begin + kRowsPerChunk);
-    float ce[kRowsPerChunk];
-    row_stats<T>(a, begin, end, stats);
-    row_cross_entropy<T>(a, begin, end, stats, ce);
-    double total = 0.0;
-    for (int64_t i = begin; i < end; ++i) {
-      const float value = hinge_rows ? hinge(ce[i - begin], a.margin) : ce[i - begin];
-      if (reduction == Reduction::none) loss[i] = value;
-      total += value;
-    }
-    partial[static_cast<size_t>(chunk)] = total;
-  });
-  if (reduction == Reduction::none) return -1;
-  double total = 0.0;
-  for (double value : partial) total += value;
-  if (reduction == Reduction::mean) total /= static_cast<double>(a.rows);  // 0 / 0 = NaN for an empty batch
-  const float reduced = static_cast<float>(total);
-  *loss = hinge_rows ? reduced : hinge(reduced, a.margin);
-  return -1;
 }
 
 template <class T>
@@ -174,6 +168,83 @@ void backward_rows(const HingeCrossEntropyArgs& a, int64_t begin, int64_t end, c
   }
 }
 
+// Statistics, CE and the gradient of one row for an incoming gradient of `unit`, with one exponential a class: the terms
+// of the sum wait for it in the row of the gradient, in the nearest cache.
+float wide_row_with_gradient(const float* row, int64_t classes, int64_t target, float margin, float unit, float* stats,
+                             float* grad) {
+  stats[0] = wide_row_max(row, classes);
+  stats[1] = wide_row_sum<true>(row, classes, stats[0], grad);
+  const float cross_entropy = (stats[0] - row[target]) + log_positive(stats[1]);
+  if (cross_entropy <= margin) {
+    std::fill(grad, grad + classes, 0.0f);
+    return cross_entropy;
+  }
+  const float p = grad[target] / stats[1];
+  const float scale = unit / stats[1];
+#pragma omp simd
+  for (int64_t j = 0; j < classes; ++j) grad[j] *= scale;
+  grad[target] = unit * (p - 1.0f);
+  return cross_entropy;
+}
+
+// Statistics, CE and gradient of rows [begin, end), at most kRowsPerChunk.
+template <class T>
+void rows_with_gradient(const HingeCrossEntropyArgs& a, int64_t begin, int64_t end, float unit, float* stats, float* ce,
+                        T* grad) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (a.classes > kNarrow) {
+      const float* logits = static_cast<const float*>(a.logits);
+      for (int64_t i = begin; i < end; ++i)
+        ce[i - begin] = wide_row_with_gradient(logits + i * a.row_stride, a.classes, a.target[i], a.margin, unit,
+                                               stats + 2 * i, grad + i * a.classes);
+      return;
+    }
+  }
+  row_stats<T>(a, begin, end, stats);
+  row_cross_entropy<T>(a, begin, end, stats, ce);
+  float scale[kRowsPerChunk];
+  bool active[kRowsPerChunk];
+  for (int64_t i = 0; i < end - begin; ++i) {
+    active[i] = !(ce[i] <= a.margin);
+    scale[i] = unit;
+  }
+  backward_rows(a, begin, end, stats, scale, active, grad);
+}
+
+template <class T>
+int64_t forward(const HingeCrossEntropyArgs& a, Reduction reduction, float* loss, float* stats, void* grad_logits) {
+  if (const int64_t outside = first_label_outside(a.target, a.rows, a.classes); outside >= 0) return outside;
+  const int64_t chunks = row_chunks(a.rows);
+  std::vector<double> partial(static_cast<size_t>(chunks));
+  const bool hinge_rows = !a.batch_hinge;
+  const float unit = reduction == Reduction::mean ? 1.0f / static_cast<float>(a.rows) : 1.0f;
+  parallel_chunks(chunks, a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
+    const int64_t begin = chunk * kRowsPerChunk;
+    const int64_t end = std::min(a.rows, begin + kRowsPerChunk);
+    float ce[kRowsPerChunk];
+    if (grad_logits != nullptr) {
+      rows_with_gradient(a, begin, end, unit, stats, ce, static_cast<T*>(grad_logits));
+    } else {
+      row_stats<T>(a, begin, end, stats);
+      row_cross_entropy<T>(a, begin, end, stats, ce);
+    }
+    double total = 0.0;
+    for (int64_t i = begin; i < end; ++i) {
+      const float value = hinge_rows ? hinge(ce[i - begin], a.margin) : ce[i - begin];
+      if (reduction == Reduction::none) loss[i] = value;
+      total += value;
+    }
+    partial[static_cast<size_t>(chunk)] = total;
+  });
+  if (reduction == Reduction::none) return -1;
+  double total = 0.0;
+  for (double value : partial) total += value;
+  if (reduction == Reduction::mean) total /= static_cast<double>(a.rows);  // 0 / 0 = NaN for an empty batch
+  const float reduced = static_cast<float>(total);
+  *loss = hinge_rows ? reduced : hinge(reduced, a.margin);
+  return -1;
+}
+
 template <class T>
 void backward(const HingeCrossEntropyArgs& a, Reduction reduction, const float* grad_loss, const float* loss,
               const float* stats, void* grad_logits) {
@@ -196,9 +267,10 @@ void backward(const HingeCrossEntropyArgs& a, Reduction reduction, const float* 
 
 }  // namespace
 
-int64_t hinge_cross_entropy_fwd(const HingeCrossEntropyArgs& args, Reduction reduction, float* loss, float* stats) {
+int64_t hinge_cross_entropy_fwd(const HingeCrossEntropyArgs& args, Reduction reduction, float* loss, float* stats,
+                                void* grad_logits) {
   return visit_dtype(args.dtype, [&](auto* element) {
-    return forward<std::remove_pointer_t<decltype(element)>>(args, reduction, loss, stats);
+    return forward<std::remove_pointer_t<decltype(element)>>(args, reduction, loss, stats, grad_logits);
   });
 }
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdfast.ops.hinge_cross_entropy import BACKWARD, FORWARD, hinge_cross_entropy
+from bdfast.ops.hinge_cross_entropy import BACKWARD, FORWARD, FORWARD_WITH_GRADIENT, hinge_cross_entropy
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
 _ALL = (torch.float32, torch.float16, torch.bfloat16)
@@ -117,7 +117,10 @@ def opcheck_arguments(inputs: Inputs) -> list[tuple[Any, tuple[Any, ...]]]:
     options = (inputs["margin"], inputs["reduction"], inputs["hinge"], "auto")
     loss, stats = FORWARD.call(logits, target, *options)
     grad = inputs["grad"].to(loss.dtype)
-    return [(FORWARD.call, (logits, target, *options)), (BACKWARD.call, (grad, logits, target, stats, loss, *options))]
+    calls = [(FORWARD.call, (logits, target, *options)), (BACKWARD.call, (grad, logits, target, stats, loss, *options))]
+    if inputs["hinge"] == "sample":
+        calls.append((FORWARD_WITH_GRADIENT.call, (logits, target, inputs["margin"], inputs["reduction"], "auto")))
+    return calls
 
 
 CASES = (

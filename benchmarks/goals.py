@@ -23,6 +23,13 @@ CPU_GOALS = (
     Goal("projected_sgd_step_", "d3-cifar10", "compile", 1.0),
     Goal("hinge_cross_entropy", "imagenet", "eager", 3.0),
     Goal("hinge_cross_entropy", "d3-cifar10", "eager", 2.5),
+    Goal("sce_margin", "imagenet", "usual", 30.0),
+    Goal("sce_margin", "imagenet", "compile", 1.3),
+    Goal("sce_margin", "cifar10", "compile", 5.0),
+    Goal("smallest_per_class", "imagenet", "usual", 20.0),
+    Goal("smallest_per_class", "imagenet", "eager", 3.0),
+    Goal("batch_norm_clipped_relu", "stem-forward", "compile", 1.0),
+    Goal("batch_norm_clipped_relu", "stem", "compile", 1.2),
 )
 
 

@@ -110,7 +110,7 @@ def test_class_spread_ignores_small_classes_and_rows_that_are_not_finite() -> No
 
 
 def test_identical_features_do_not_divide_by_zero() -> None:
-    suspects, record = split_class(torch.ones(20, 3), torch.zeros(20))
+    suspects, record = split_class(torch.ones(20, 3), torch.zeros(20), 0.0)
     assert suspects.dtype == torch.bool
     assert record["whole"] == 0.0
     labels = torch.arange(40) % 2
@@ -122,8 +122,8 @@ def test_the_split_does_not_depend_on_the_order_of_samples() -> None:
     scores, _ = planted(loose=2.0, gap=5.0)
     index = (scores.labels == 2).nonzero().flatten()
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
-    straight, _ = split_class(scores.sketch[index], scores.margins[index])
-    shuffled, _ = split_class(scores.sketch[index[order]], scores.margins[index[order]])
+    straight, _ = split_class(scores.sketch[index], scores.margins[index], 1.0)
+    shuffled, _ = split_class(scores.sketch[index[order]], scores.margins[index[order]], 1.0)
     assert torch.equal(straight[order], shuffled)
 
 

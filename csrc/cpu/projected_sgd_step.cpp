@@ -34,14 +34,29 @@ std::vector<Chunk> split(const ProjectedSgdSegment* segments, int64_t count) {
   return chunks;
 }
 
-double squared_distance(const float* weight, const float* anchor, int64_t begin, int64_t end) {
+// Independent accumulators: with one vector of them, a sum would take an addition's latency a vector.
+constexpr int64_t kLanes = 32;
+
+double total(const double (&lanes)[kLanes]) {
   double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = begin; i < end; ++i) {
+  for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  return sum;
+}
+
+double squared_distance(const float* weight, const float* anchor, int64_t begin, int64_t end) {
+  double sums[kLanes] = {};
+  const auto add = [&](int64_t i, double& sum) {
     const double difference = static_cast<double>(weight[i]) - static_cast<double>(anchor[i]);
     sum += difference * difference;
+  };
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) add(i + lane, sums[lane]);
   }
-  return sum;
+  for (int64_t lane = 0; i < end; ++i, ++lane) add(i, sums[lane]);
+  return total(sums);
 }
 
 ProjectedSgdSums update(const ProjectedSgdSegment& segment, int64_t begin, int64_t end, float pull,
@@ -52,19 +67,24 @@ ProjectedSgdSums update(const ProjectedSgdSegment& segment, int64_t begin, int64
   const float* __restrict__ grad = segment.grad;
   const float lr = scalars.lr;
   const float momentum = scalars.momentum;
-  double ww = 0.0, wa = 0.0, aa = 0.0;
-#pragma omp simd reduction(+ : ww, wa, aa)
-  for (int64_t i = begin; i < end; ++i) {
+  double ww[kLanes] = {}, wa[kLanes] = {}, aa[kLanes] = {};
+  const auto step = [&](int64_t i, int64_t lane) {
     const float v = updated_momentum(weight[i], anchor[i], grad[i], velocity[i], pull, momentum);
     const float w = weight[i] - lr * v;
     velocity[i] = v;
     weight[i] = w;
     const double wd = w, ad = anchor[i];
-    ww += wd * wd;
-    wa += wd * ad;
-    aa += ad * ad;
+    ww[lane] += wd * wd;
+    wa[lane] += wd * ad;
+    aa[lane] += ad * ad;
+  };
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) step(i + lane, lane);
   }
-  return {ww, wa, aa};
+  for (int64_t lane = 0; i < end; ++i, ++lane) step(i, lane);
+  return {total(ww), total(wa), total(aa)};
 }
 
 double project(const ProjectedSgdSegment& segment, int64_t begin, int64_t end, double scale, bool measure) {

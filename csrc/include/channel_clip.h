@@ -4,7 +4,7 @@
 //
 // Elements are taken in memory order, in blocks of 512 that pay no heed to where a channel ends: the constants of a
 // block are one number where it lies in one channel and laid out element by element elsewhere, so that one loop serves
-// every layout. Outputs are stored through the caches: streaming stores were up to about 50 % slower at every size from 2 to 64 MB.
+// every layout. Outputs are stored through the caches: streaming stores were slower at every size, 2 to 64 MB.
 //
 // What a gradient needs is one bit an element, [0 < t <= bound] for x and [r > bound] for the bound. Bit b of word l of
 // block k is element 512 k + 16 b + l: a vector of 16 words collects the bits of 16 elements at a time, with no shuffle.

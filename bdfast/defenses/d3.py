@@ -139,8 +139,7 @@ class D3Config:
     def for_digits(cls, **changes: Any) -> D3Config:
         """Batches of 32 and no mirror images, for the 140 to 280 images that a reserve of small digits has.
 
-        With 140 images, over 9 draws of reserve and seed for 3 victims (BadNets, ASR 100 % before): ASR at most 1.1 %,
-        2.1 points of accuracy lost on average, 3.5 at worst; batches of 256 gave 9.4 %, 2.7 and 4.5.
+        140 images make one step an epoch in batches of 256, and five in batches of 32.
 
         Example:
             >>> D3Config.for_digits(seed=1).batch_size

@@ -187,7 +187,8 @@ def write(path: Path, result: dict[str, Any]) -> None:
     text = (
         f"# PAD-FT on digits\n\n{__doc__.splitlines()[0]}\n\n"  # type: ignore[union-attr]
         f"    {facts['command']}\n\n"
-        f"{facts['date'][:10]}, commit {facts['commit']}, torch {facts['versions']['torch']}, {facts['machine']['cpu']}.\n"
+        f"{facts['date'][:10]}, commit {facts['commit']}, torch {facts['versions']['torch']}, "
+        f"{facts['machine']['cpu']}.\n"
         "ACC/ASR in percent (ASR without images of the target class, 0); purity: clean share of the samples\n"
         "selected in the target class; poisoned: share of the suspects that are.\n"
         "Variants are fields of `PadFTConfig.for_digits`:\n\n"

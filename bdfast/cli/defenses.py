@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from bdfast import defenses
+from bdfast.attacks import PoisonedData
 from bdfast.cli import pad_ft
+from bdfast.report import Panel
+
+TrainingSet = PoisonedData | tuple[Tensor, Tensor]
+
+
+def no_panels(result: Any, training_set: TrainingSet, class_names: Sequence[str]) -> Sequence[Panel]:
+    """Nothing besides rates and history."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,7 @@ class Defense:
         config: its frozen dataclass of options.
         needs: what it is given, of :data:`bdfast.cli.commands.defend.PROVIDERS`.
         summary: one line.
+        panels: ``panels(result, training_set, class_names)``: what the report shows besides rates and history.
     """
 
     name: str
@@ -28,6 +40,7 @@ class Defense:
     config: type
     needs: tuple[str, ...]
     summary: str
+    panels: Callable[[Any, TrainingSet, Sequence[str]], Sequence[Panel]] = no_panels
 
 
 DEFENSES: tuple[Defense, ...] = (
@@ -44,6 +57,7 @@ DEFENSES: tuple[Defense, ...] = (
         defenses.PadFTConfig,
         ("model", "poisoned"),
         "data purification, activation clipping, classifier fine-tuning (arXiv 2409.12072), from the poisoned set",
+        pad_ft.panels,
     ),
     Defense(
         "ft",

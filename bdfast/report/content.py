@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bdfast.attacks import TriggeredData
 from bdfast.metrics import Metrics, predict
+from bdfast.report.panels import Panel
 from bdfast.runtime.progress import Record
 
 
@@ -29,21 +30,23 @@ class Report:
 
     Attributes:
         title: one line.
-        rates: model -> its rates; the first is the model before.
+        rates: model -> its rates; the first is the model before. None for scores alone.
         history: a record an epoch of the defense; see :func:`bdfast.training.loop.fit`.
         settings: as resolved.
         timings: seconds a stage.
         versions: program -> version.
         samples: triggered images, where the trigger is known.
+        panels: what else the defense has to show; see :mod:`bdfast.report.panels`.
     """
 
     title: str
-    rates: Mapping[str, Metrics]
+    rates: Mapping[str, Metrics] = field(default_factory=dict)
     history: Sequence[Record] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     samples: Samples | None = None
+    panels: Sequence[Panel] = ()
 
 
 def pick_samples(

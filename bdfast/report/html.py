@@ -72,19 +72,21 @@ def _page(report: Report, picture: str) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report.title)}</title>\n'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n'
-        f"<body><main><h1>{escape(report.title)}</h1>\n{_rates(report.rates)}\n<p>{escape(MEANING)}</p>\n"
+        f"<body><main><h1>{escape(report.title)}</h1>\n{_rates(report.rates)}\n"
         f'{picture}\n<div class="columns">{columns}</div></main></body></html>\n'
     )
 
 
 def _rates(rates: Mapping[str, Metrics]) -> str:
+    if not rates:
+        return ""
     first = next(iter(rates.values()))
     rows = []
     for label, metrics in rates.items():
         der = math.nan if metrics is first else defense_effectiveness_rating(first, metrics)
         rows.append([label, *(_percent(rate) for rate in (metrics.acc, metrics.asr, metrics.ra, der))])
     head = "".join(f"<th>{name}</th>" for name in ("", "ACC", "ASR", "RA", "DER"))
-    return f'<table class="rates"><tr>{head}</tr>{"".join(map(_row, rows))}</table>'
+    return f'<table class="rates"><tr>{head}</tr>{"".join(map(_row, rows))}</table>\n<p>{escape(MEANING)}</p>'
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

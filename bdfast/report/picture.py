@@ -15,24 +15,9 @@ from bdfast.errors import optional_import
 from bdfast.files import atomic_write
 from bdfast.metrics import Metrics
 from bdfast.report.content import Report, Samples
+from bdfast.report.panels import draw_row, rows_of
+from bdfast.report.style import BAD, DPI, GOOD, GRID, INK, MAIN, MUTED, SERIES, STYLE, heading, tidy
 from bdfast.runtime.progress import Record
-
-INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
-BAD, GOOD = "#c8384a", "#1b7f5c"
-MODELS = ("#c8384a", "#9aa5b1", "#2563a8", "#7b5ea7", "#d98e04")  # before, then what came after; the last stands out
-DPI = 150
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": "#9aa5b1",
-    "axes.labelcolor": MUTED,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-}
 
 
 def write_png(report: Report, path: str | os.PathLike[str]) -> None:
@@ -54,19 +39,23 @@ def draw(report: Report) -> bytes:
     """
     matplotlib = optional_import("matplotlib", extra="cli", purpose="to draw pictures")
     figures = optional_import("matplotlib.figure", extra="cli", purpose="to draw pictures")
-    rows = [2.3] if report.samples else []
+    panels = rows_of(report.panels)
+    heights = [2.3] * bool(report.samples) + [3.9] * bool(report.rates) + [height for _, height in panels]
     with matplotlib.rc_context(STYLE):
         # A Figure of its own: pyplot would keep global state, and might open a window.
-        figure = figures.Figure(figsize=(11, 0.6 + sum(rows) + 3.9), dpi=DPI, layout="constrained", facecolor="white")
+        figure = figures.Figure(figsize=(11, 0.6 + sum(heights)), dpi=DPI, layout="constrained", facecolor="white")
         figure.get_layout_engine().set(h_pad=0.12, w_pad=0.12)
         figure.suptitle(report.title, x=0.012, ha="left", fontsize=14, fontweight="bold")
-        parts = figure.subfigures(len(rows) + 1, 1, height_ratios=[*rows, 3.9], squeeze=False)[:, 0]
+        parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         if report.samples:
-            _draw_samples(parts[0], report.samples)
-        bars, *curves = _axes(parts[-1], bool(report.history))
-        _draw_bars(bars, report.rates)
-        if curves:
-            _draw_history(curves, report.history)
+            _draw_samples(next(parts), report.samples)
+        if report.rates:
+            bars, *curves = _axes(next(parts), bool(report.history))
+            _draw_bars(bars, report.rates)
+            if curves:
+                _draw_history(curves, report.history)
+        for (row, _), part in zip(panels, parts, strict=True):
+            draw_row(part, row)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": "bdfast"})
     return buffer.getvalue()
@@ -82,7 +71,7 @@ def _axes(figure: Any, history: bool) -> list[Any]:
 
 def _draw_samples(figure: Any, samples: Samples) -> None:
     title = "Test images with the trigger, and what they are taken for"
-    figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
+    heading(figure, title)
     axes = figure.subplots(1, len(samples.truth), squeeze=False)[0]
     for i, (axis, image, truth) in enumerate(zip(axes, samples.images, samples.truth, strict=True)):
         axis.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -111,7 +100,7 @@ def _pixels(image: Tensor) -> Any:
 def _draw_bars(axis: Any, rates: Mapping[str, Metrics]) -> None:
     names = {"acc": "ACC\nclean accuracy", "asr": "ASR\nattack success", "ra": "RA\ntriggered, classified right"}
     width = 0.8 / len(rates)
-    colors = [*MODELS[: len(rates) - 1], MODELS[2]] if 1 < len(rates) <= 3 else MODELS
+    colors = [*SERIES[: len(rates) - 1], MAIN] if 1 < len(rates) <= 3 else SERIES
     for j, (label, metrics) in enumerate(rates.items()):
         values = [100 * getattr(metrics, name) for name in names]
         heights = [0.0 if math.isnan(value) else value for value in values]
@@ -124,7 +113,7 @@ def _draw_bars(axis: Any, rates: Mapping[str, Metrics]) -> None:
     axis.set(ylim=(0, 118), yticks=range(0, 101, 20), ylabel="percent")
     axis.legend(ncols=len(rates), loc="upper right", frameon=False, handlelength=1.0, borderaxespad=0.1)
     axis.set_title("What changed")
-    _tidy(axis)
+    tidy(axis)
     axis.tick_params(axis="x", length=0)
 
 
@@ -140,13 +129,13 @@ def _draw_history(axes: Sequence[Any], history: Sequence[Record]) -> None:
     else:
         second, below = [100 * record["accuracy"] for record in history], "Accuracy on the clean set, percent"
     for axis, values, text in zip(axes, (first, second), (title, below), strict=True):
-        axis.plot(epochs, values, color=MODELS[2], linewidth=2, marker="o" if len(epochs) == 1 else "", zorder=2)
+        _draw_stages(axis, history, epochs, values)
         axis.set_title(text)
         axis.set_xlim(0, epochs[-1])
         axis.locator_params(axis="y", nbins=5)
         axis.locator_params(axis="x", integer=True)
         axis.ticklabel_format(axis="y", useOffset=False)
-        _tidy(axis)
+        tidy(axis)
     low, high = min(0.0, *first), max(0.0, *first)
     axes[0].set_ylim(low, high + 0.08 * (high - low or 1.0))
     axes[0].tick_params(labelbottom=False)
@@ -157,3 +146,13 @@ def _tidy(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color=GRID, linewidth=0.8, zorder=0)
     axis.set_axisbelow(True)
+
+
+def _draw_stages(axis: Any, history: Sequence[Record], epochs: Sequence[int], values: Sequence[float]) -> None:
+    """One line, or one a stage, whose losses are not comparable."""
+    stages = [record.get("stage", "") for record in history]
+    for stage, color in zip(dict.fromkeys(stages), (MAIN, SERIES[3], SERIES[4], SERIES[1]), strict=False):
+        x, y = zip(*((e, v) for e, v, s in zip(epochs, values, stages, strict=True) if s == stage), strict=True)
+        axis.plot(x, y, color=color, linewidth=2, marker="o" if len(x) == 1 else "", zorder=2, label=stage)
+    if any(stages):
+        axis.legend(frameon=False, handlelength=1.0)

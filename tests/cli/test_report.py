@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from bdfast.attacks import TriggeredData
 from bdfast.errors import MissingExtraError
 from bdfast.metrics import Metrics
-from bdfast.report import Report, Samples, pick_samples, write_html, write_png
+from bdfast.report import ClassHistograms, Curves, Histogram, Report, Samples, pick_samples, write_html, write_png
+from bdfast.report.panels import draw_row, rows_of
 
 RATES = {"before": Metrics(0.9, 1.0, 0.0), "d3": Metrics(0.8, 0.25, 0.5)}
 HISTORY = [{"epoch": e, "loss": -1.0, "hinge": 1 / e, "accuracy": 0.5, "distance": {"linear": 2.0}} for e in (1, 2)]
@@ -90,3 +93,44 @@ def test_samples_are_eligible_and_of_all_classes() -> None:
     assert samples.truth == ("one", "two", "one")
     assert torch.equal(samples.images, triggered.images[[1, 3, 2]])
     assert samples.predictions == {"a": ("one",) * 3, "b": ("3",) * 3}  # a class that the data has no name for
+
+
+PANELS = [
+    Histogram("scores", "KL", {"clean": torch.tensor([0.0, 1.0, float("nan")]), "poisoned": torch.tensor([2.0])}),
+    ClassHistograms(
+        "margins",
+        "nats",
+        torch.tensor([1.0, 2.0, 3.0]),
+        torch.tensor([0, 0, 25]),
+        {"all": torch.ones(3).bool()},
+        ("a",),
+    ),
+    Curves("ROC", "FPR", "TPR", {"kl": ([0, 1], [0, 1])}, diagonal=True),
+]
+
+
+def test_panels_share_rows_in_their_order() -> None:
+    curves = PANELS[2]
+    rows = [row for row, _ in rows_of([PANELS[0], *PANELS[1:], curves])]
+    assert rows == [[PANELS[0]], [PANELS[1]], [curves, curves]]
+
+
+def test_a_report_of_panels_alone(tmp_path: Path) -> None:
+    assert write_html(Report("scores", panels=PANELS), tmp_path / "r.html")
+    assert "ACC" not in (tmp_path / "r.html").read_text()
+    write_png(Report("scores", panels=PANELS), tmp_path / "panels.png")
+    write_png(Report("scores", RATES, HISTORY), tmp_path / "rates.png")
+    sizes = {path.stem: struct.unpack(">II", path.read_bytes()[16:24]) for path in tmp_path.glob("*.png")}
+    assert sizes["panels"] == (1650, int(150 * (0.6 + 3.2 + 0.9 + 1.5 + 3.2)))
+    assert sizes["rates"] == (1650, int(150 * 4.5))
+
+
+def test_of_many_classes_those_with_most_of_the_last_group_are_drawn() -> None:
+    classes = torch.arange(40).repeat(2)
+    bad = classes >= 30
+    panel = ClassHistograms("t", "x", torch.rand(80), classes, {"good": ~bad, "bad": bad}, ())
+    figure = Figure()
+    draw_row(figure, [panel])
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    assert len(titles) == 20
+    assert titles[-10:] == [str(c) for c in range(30, 40)]

@@ -203,6 +203,7 @@ def _report(defense: Defense, job: Job, result: Any, rates: dict[str, Metrics], 
         timings=result.timings,
         versions=versions(),
         samples=samples,
+        panels=defense.panels(result, job.training_set, job.splits.class_names),
     )
 
 

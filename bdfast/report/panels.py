@@ -23,8 +23,8 @@ class Histogram:
 
     Attributes:
         title, xlabel: texts.
-        groups: name -> values ``[n]``; those that are not finite are left out. The first group is the good one, the last
-            the bad one.
+        groups: name -> values ``[n]``; those that are not finite are left out. The first group is the good one, the
+            last the bad one.
         marks: name -> a value to mark, such as a threshold.
     """
 
@@ -143,7 +143,7 @@ def _draw_classes(figure: Any, panel: ClassHistograms) -> None:
         tidy(axis)
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
-    legend = {}
+    legend: dict[str, Any] = {}
     for axis in axes[: len(shown)]:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             legend.setdefault(name, handle)

@@ -1,1 +1,1 @@
-"""BackdoorBench and backdoor-toolbox: their files, read without running what is in them, and written as they read them."""
+"""BackdoorBench and backdoor-toolbox: their files, read without running what is in them, written as they read them."""

@@ -22,6 +22,7 @@ from bdfast.attacks.lf import LF
 from bdfast.attacks.poisoned import PoisonedData, TriggeredData, poison
 from bdfast.attacks.registry import get, names
 from bdfast.attacks.sig import SIG
+from bdfast.attacks.tact import TaCT
 from bdfast.attacks.wanet import WaNet
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PoisonedData",
     "Relabel",
     "Rows",
+    "TaCT",
     "TriggeredData",
     "WaNet",
     "get",

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from bdfast.attacks.base import Attack
-from bdfast.attacks.blended import GENERATED
 from bdfast.attacks.checks import check_images, check_labels, describe
 from bdfast.attacks.labels import Relabel
 from bdfast.attacks.poisoned import PoisonedData
@@ -141,7 +140,7 @@ def _rebuild(arrays: dict[str, Array]) -> PoisonedData:
 
 def _rebuild_attack(name: str, options: dict[str, Any]) -> Attack:
     pattern = options.get("pattern")
-    if name == "blended" and isinstance(pattern, str) and pattern not in GENERATED:
+    if name in names() and isinstance(pattern, str) and pattern not in get(name).named_patterns:
         raise ValueError("a file path for a pattern")  # a file must not make us open others
     return get(name, **options)
 

@@ -38,6 +38,7 @@ class BadNets(Attack):
     """
 
     name: ClassVar[str] = "badnets"
+    named_patterns: ClassVar[tuple[str, ...]] = tuple(NAMED)
 
     pattern: Tensor | str = "white"
     """t: "white" [BB], "checker" [TB], or an image [C, h, w] or [h, w] (uint8, or float in [0, 1]) drawn as it is."""

@@ -2,10 +2,10 @@
 
 An attack overrides only the hooks in which it differs. Some that need no more than that:
 
-* TaCT: ``can_poison`` (source class), ``can_cover`` (cover classes), ``counts_for_asr`` (source class).
+* TaCT: ``check_relabel``, ``can_poison`` and ``counts_for_asr`` (source class), ``can_cover`` (cover classes).
 * AdaptiveBlend, AdaptivePatch: ``poison_pixels`` and ``test_pixels`` differ; ``rows`` gives the rank among the
   selected images and a random generator.
-* PhysicalBA: ``poison_pixels`` and ``test_pixels`` draw their transforms from ``rows.generator``.
+* PhysicalBA: ``poison_pixels`` draws its transforms from ``rows.generator``.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Attack(ABC):
     clean_label: ClassVar[bool] = False  # poison keeps its label, so only the target class can carry it
     has_cover: ClassVar[bool] = False  # some images carry a trigger and keep their label
     default_rate: ClassVar[float] = 0.1  # n_poison / N
+    named_patterns: ClassVar[tuple[str, ...]] = ()  # texts that the field `pattern` may hold; others are paths
 
     # --- hooks: labels --------------------------------------------------------------------------------------------
 
@@ -56,6 +57,12 @@ class Attack(ABC):
     ) -> Tensor:
         """What triggered images are to be classified as: [N] int64."""
         return relabel(labels)
+
+    def check_relabel(self, relabel: Relabel) -> None:
+        """Raise unless the attack can be run with these labels."""
+        if self.clean_label and relabel.mode != "all-to-one":
+            expected = f"'all-to-one' for {self.name}, which keeps the labels of what it poisons"
+            raise ValueError(message("poison", "mode", expected, repr(relabel.mode), "leave it out"))
 
     def can_poison(
         self,

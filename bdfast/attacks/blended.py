@@ -31,6 +31,7 @@ class Blended(Attack):
     """
 
     name: ClassVar[str] = "blended"
+    named_patterns: ClassVar[tuple[str, ...]] = tuple(GENERATED)
 
     pattern: Tensor | str | os.PathLike[str] = "blend-proc"
     """t: "blend-proc" (cosines and a checker), "noise" (independent uniform pixels), an image [C, h, w] or [h, w]

@@ -29,6 +29,7 @@ class LF(Attack):
     """
 
     name: ClassVar[str] = "lf"
+    named_patterns: ClassVar[tuple[str, ...]] = ("lf-proc",)
 
     pattern: Tensor | str = "lf-proc"
     """v: "lf-proc" (noise in the 4 x 4 lowest DCT coefficients), or an image to add, [C, h, w] or [h, w] (uint8, or

@@ -170,7 +170,7 @@ def poison(
     if num_classes is None and mode == "all-to-all":
         num_classes = int(original.max()) + 1 if len(original) else 1
     relabel = Relabel(mode, target, num_classes)
-    _check_mode(attack, relabel)
+    attack.check_relabel(relabel)
     wanted = attack.attack_labels(original, relabel)
     selection = select(attack, original, wanted, rate=rate, cover_rate=cover_rate, seed=seed)
 
@@ -203,12 +203,6 @@ def _resolve(attack: str | Attack, options: dict[str, Any]) -> Attack:
         expected, remedy = "no options beside an attack object", "set them on the object"
         raise TypeError(message("poison", "attack", expected, ", ".join(options), remedy))
     return attack
-
-
-def _check_mode(attack: Attack, relabel: Relabel) -> None:
-    if attack.clean_label and relabel.mode != "all-to-one":
-        expected = f"'all-to-one' for {attack.name}, which keeps the labels of what it poisons"
-        raise ValueError(message("poison", "mode", expected, repr(relabel.mode), "leave it out"))
 
 
 def _mask(indices: Tensor, like: Tensor) -> Tensor:

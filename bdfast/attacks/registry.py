@@ -10,10 +10,11 @@ from bdfast.attacks.base import Attack
 from bdfast.attacks.blended import Blended
 from bdfast.attacks.lf import LF
 from bdfast.attacks.sig import SIG
+from bdfast.attacks.tact import TaCT
 from bdfast.attacks.wanet import WaNet
 from bdfast.errors import message
 
-_ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets, Blended, LF, SIG, WaNet)}
+_ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (BadNets, Blended, LF, SIG, TaCT, WaNet)}
 
 
 def names() -> tuple[str, ...]:
@@ -21,7 +22,7 @@ def names() -> tuple[str, ...]:
 
     Example:
         >>> names()
-        ('badnets', 'blended', 'lf', 'sig', 'wanet')
+        ('badnets', 'blended', 'lf', 'sig', 'tact', 'wanet')
     """
     return tuple(sorted(_ATTACKS))
 

@@ -23,9 +23,9 @@ from bdfast.defenses.pad_ft_config import PadFTConfig
 from bdfast.errors import message
 from bdfast.nn import ClippedReLU
 from bdfast.runtime.determinism import stream_seed
+from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.progress import Record
 from bdfast.runtime.resident import ResidentData
-from bdfast.training.workspace import logits_of
 
 MOST_ABOVE_OBSERVED = 1000.0  # Adam moves a bound by about clip_lr a step: from further up it never comes down
 

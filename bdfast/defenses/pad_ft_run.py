@@ -19,10 +19,11 @@ from bdfast.nn import clip_activations, normalized
 from bdfast.nn.clip_activations import ClippedModel
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
+from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.progress import Stopwatch
 from bdfast.runtime.resident import ResidentData
 from bdfast.training.resume import fingerprint
-from bdfast.training.workspace import Normalization, check_weights, logits_of
+from bdfast.training.workspace import Normalization, check_weights
 
 
 @dataclass

@@ -16,11 +16,12 @@ from torch.optim.optimizer import Optimizer
 
 from bdfast.errors import message
 from bdfast.runtime.determinism import stream_seed
+from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.precision import Precision, autocast
 from bdfast.runtime.progress import Callback, Record
 from bdfast.training import resume
 from bdfast.training.options import BatchNormMode
-from bdfast.training.workspace import Workspace, logits_of
+from bdfast.training.workspace import Workspace
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits [B, K], labels [B]) to the scalar whose gradient the optimizer gets."""

@@ -16,6 +16,7 @@ from bdfast.errors import message
 from bdfast.nn import normalized
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
+from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.progress import Stopwatch
 from bdfast.runtime.resident import Augment, ResidentData
 from bdfast.training.options import augmentation
@@ -96,17 +97,6 @@ def workspace(
             if channels_last:
                 work.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         yield Workspace(work, forward, resident, num_classes, watch)
-
-
-def logits_of(where: str, output: object, count: int) -> Tensor:
-    """The logits [count, K] in a model's output."""
-    logits = getattr(output, "logits", output)
-    expected = f"an output of logits [{count}, K], or one with .logits"
-    if not isinstance(logits, Tensor):
-        raise TypeError(message(where, "model", expected, type(logits).__name__, "return the logits"))
-    if logits.ndim != 2 or len(logits) != count or logits.shape[1] == 0:
-        raise ValueError(message(where, "model", expected, str(list(logits.shape)), "return one row an image"))
-    return logits
 
 
 def check_weights(where: str, model: nn.Module) -> None:

@@ -1,0 +1,203 @@
+"""A network that is asked and never trained: gradients reach its input alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bdfast.errors import message
+from bdfast.nn.normalize import normalized
+from bdfast.runtime.folding import FoldReport, FrozenBatchNormReLU, fold
+from bdfast.runtime.guard import model_device, usable_device
+from bdfast.runtime.outputs import logits_of
+from bdfast.runtime.precision import PRECISIONS, Precision
+
+LossFunction: TypeAlias = Callable[[Tensor], Tensor]
+"""Logits [N, K] float32 to losses [N]."""
+
+_PROBE = 2  # images on which the rewritten network is compared with the original
+
+
+class FrozenModel:
+    """A copy of a model in eval mode, rewritten to be run forward, and backward to its input, as fast as it goes.
+
+    Nothing of it requires a gradient, so that no weight gradient is computed; batch norms are folded into the layers
+    before them where that is exact (:mod:`bdfast.runtime.folding`, checked on the first images that come);
+    convolutions run channels_last. The caller's model, its modes, flags and buffers are not touched, and what
+    later happens to it does not matter here.
+
+    Args:
+        model: from NCHW float images to logits ``[N, K]``, or to an output with ``.logits``.
+        precision: ``"fp32"``, or ``"bf16"``: weights and activations in bfloat16, batch-norm statistics and logits in
+            float32.
+        channels_last: memory format of weights and activations.
+        normalize: ``(mean, std)`` of a model that does not normalise its own input.
+        fold: fold batch norms.
+        compile: run through ``torch.compile``; the first call of each batch size then takes long.
+        device: where to run; None is where the model is.
+
+    Attributes:
+        device: where the copy is.
+        report: what became of the batch norms, after the first call; see :class:`bdfast.runtime.folding.FoldReport`.
+
+    Raises:
+        TypeError, ValueError: arguments of another kind, or a model that cannot be copied.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+        >>> with FrozenModel(net) as frozen:
+        ...     losses, grad = frozen.input_gradient(torch.rand(4, 1, 3, 3), lambda logits: logits.square().sum(1))
+        ...     losses.shape, grad.shape, frozen.report.folded, net.training
+        (torch.Size([4]), torch.Size([4, 1, 3, 3]), ('1',), True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: Precision = "fp32",
+        channels_last: bool = True,
+        normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
+        *,
+        fold: bool = True,
+        compile: bool = False,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                message("FrozenModel", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module")
+            )
+        if precision not in PRECISIONS:
+            raise ValueError(
+                message("FrozenModel", "precision", " or ".join(PRECISIONS), repr(precision), "choose one of them")
+            )
+        self.device = model_device(model) if device is None else usable_device("FrozenModel", device)
+        self.precision: Precision = precision
+        self.report = FoldReport(reason="not asked for" if not fold else "not called yet")
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._fold, self._compile = fold, compile
+        self._source: nn.Module | None = _frozen_copy(model, normalize, self.device)
+        self._forward: Callable[[Tensor], Any] | None = None
+
+    def __enter__(self) -> FrozenModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the copy."""
+        self._source = self._forward = None
+
+    def logits(
+        self,
+        x: Tensor,  # [N, C, H, W]
+    ) -> Tensor:
+        """Logits ``[N, K]`` in float32, without a graph.
+
+        Raises:
+            TypeError, ValueError: ``x`` is no float ``[N, C, H, W]``, or the model returns something else than logits.
+            RuntimeError: after the ``with`` block.
+        """
+        with self._plain_mode(x), torch.no_grad():
+            return self._run(x.detach())
+
+    def input_gradient(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        loss_function: LossFunction,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each sample, and its gradient with respect to that sample.
+
+        Args:
+            x: ``[N, C, H, W]`` float.
+            loss_function: float32 logits ``[N, K]`` to losses ``[N]``; row i must depend on image i alone, as it does
+                in a network in eval mode.
+
+        Returns:
+            losses ``[N]`` float32 without a graph, and the gradient of their sum, of shape, dtype and memory format
+            of ``x``.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :meth:`logits`; losses of another shape.
+        """
+        with self._plain_mode(x), torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            losses = loss_function(self._run(leaf))
+            if losses.shape != x.shape[:1]:
+                got, remedy = str(list(losses.shape)), "return one loss a sample"
+                raise ValueError(message("input_gradient", "loss_function", f"losses [{len(x)}]", got, remedy))
+            (grad,) = torch.autograd.grad(losses.sum(), leaf)
+        return losses.detach().float(), grad.contiguous(memory_format=_format_of(x))
+
+    @contextmanager
+    def _plain_mode(self, x: Tensor) -> Iterator[None]:
+        """Neither autocast nor inference mode of the caller reaches inside."""
+        if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+            got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            remedy = "divide uint8 images by 255"
+            raise ValueError(message("FrozenModel", "x", "float images [N, C, H, W]", got, remedy))
+        with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
+            yield
+
+    def _run(self, x: Tensor) -> Tensor:
+        x = x.to(torch.float32).contiguous(memory_format=self._memory_format)
+        if self._forward is None:
+            self._forward = self._prepare(x.detach()[:_PROBE])
+        return logits_of("FrozenModel", self._forward(x), len(x)).float()
+
+    def _prepare(self, probe: Tensor) -> Callable[[Tensor], Any]:
+        if self._source is None:
+            raise RuntimeError(message("FrozenModel", "self", "an open model", "one that was closed", "open another"))
+        network = self._source
+        if self._fold and len(probe):
+            network, self.report = fold(network, probe)
+        network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        if self.precision == "bf16":
+            network = _InBfloat16(network)
+        self._source = network
+        return torch.compile(network, dynamic=False) if self._compile else network
+
+
+class _InBfloat16(nn.Module):
+    """Everything in bfloat16 but the statistics of batch norm, whose range it does not hold."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        for module in network.modules():
+            if isinstance(module, (_BatchNorm, FrozenBatchNormReLU)):
+                continue
+            for store in (module._parameters, module._buffers):
+                for value in store.values():
+                    if value is not None and value.is_floating_point():
+                        value.data = value.data.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.network(x.to(torch.bfloat16))
+
+
+def _frozen_copy(
+    model: nn.Module,
+    normalize: tuple[float | Sequence[float], float | Sequence[float]] | None,
+    device: torch.device,
+) -> nn.Module:
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            work = copy.deepcopy(model)
+        except Exception as error:  # whatever a module's own __deepcopy__ may raise
+            got, remedy = f"{type(error).__name__}: {error}", "give it tensors and modules that can be copied"
+            expected = "a model that copy.deepcopy can copy"
+            raise ValueError(message("FrozenModel", "model", expected, got, remedy)) from error
+        work = (work if normalize is None else normalized(work, *normalize)).to(device, torch.float32).eval()
+        for p in work.parameters():
+            p.grad = None
+            p.requires_grad_(False)
+    return work
+
+
+def _format_of(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format

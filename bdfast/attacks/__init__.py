@@ -14,23 +14,32 @@ Defaults cite their source: [BB] BackdoorBench, [TB] backdoor-toolbox, AdvrBD it
 their formulas.
 """
 
+from bdfast.attacks.adaptive_blend import AdaptiveBlend
+from bdfast.attacks.adaptive_patch import AdaptivePatch
 from bdfast.attacks.badnets import BadNets
 from bdfast.attacks.base import Attack, Rows
 from bdfast.attacks.blended import Blended
 from bdfast.attacks.labels import Relabel
 from bdfast.attacks.lf import LF
+from bdfast.attacks.physical_ba import PhysicalBA
 from bdfast.attacks.poisoned import PoisonedData, TriggeredData, poison
+from bdfast.attacks.presets import preset
 from bdfast.attacks.registry import get, names
 from bdfast.attacks.sig import SIG
+from bdfast.attacks.ssba import SSBA
 from bdfast.attacks.tact import TaCT
 from bdfast.attacks.wanet import WaNet
 
 __all__ = [
     "LF",
     "SIG",
+    "SSBA",
+    "AdaptiveBlend",
+    "AdaptivePatch",
     "Attack",
     "BadNets",
     "Blended",
+    "PhysicalBA",
     "PoisonedData",
     "Relabel",
     "Rows",
@@ -40,4 +49,5 @@ __all__ = [
     "get",
     "names",
     "poison",
+    "preset",
 ]

@@ -47,15 +47,16 @@ class Blended(Attack):
     """Seed of a generated pattern. Apart from the run's seed: runs differ in the samples, not in the trigger."""
 
     def __post_init__(self) -> None:
-        check_number("Blended", "alpha", self.alpha, 0.0, 1.0, "pass the opacity of the trigger image")
+        where = type(self).__name__
+        check_number(where, "alpha", self.alpha, 0.0, 1.0, "pass the opacity of the trigger image")
         if self.test_alpha is not None:
-            check_number("Blended", "test_alpha", self.test_alpha, 0.0, 1.0, "pass the opacity at test time")
-        check_integer("Blended", "pattern_seed", self.pattern_seed, 0, "pass a seed")
+            check_number(where, "test_alpha", self.test_alpha, 0.0, 1.0, "pass the opacity at test time")
+        check_integer(where, "pattern_seed", self.pattern_seed, 0, "pass a seed")
         pattern = self.pattern
         if isinstance(pattern, os.PathLike) or (isinstance(pattern, str) and pattern not in GENERATED):
-            pattern = read_image("Blended", pattern)
+            pattern = read_image(where, pattern)
         if not isinstance(pattern, str):
-            pattern = check_pattern("Blended", "pattern", pattern)
+            pattern = check_pattern(where, "pattern", pattern)
         object.__setattr__(self, "pattern", pattern)
 
     def trigger_image(self, channels: int, height: int, width: int) -> Tensor:
@@ -64,7 +65,7 @@ class Blended(Attack):
         if isinstance(self.pattern, str):
             return GENERATED[self.pattern](shape, self.pattern_seed)
         assert isinstance(self.pattern, torch.Tensor)  # a path was read in __post_init__
-        return fit("blended", self.pattern, shape)
+        return fit(self.name, self.pattern, shape)
 
     def poison_pixels(
         self,

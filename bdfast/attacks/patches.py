@@ -132,7 +132,10 @@ def patch(
     seed: int,
 ) -> Patch:
     """The patch for images of a shape. A user's image is drawn as it is, its bottom-right corner on the image's."""
-    least = [3, 3] if isinstance(pattern, str) else list(pattern.shape[1:])
+    if isinstance(pattern, str):
+        least = [3, 3] if pattern in ("white", "checker", "checker-corners") else [1, 1]  # the others shrink
+    else:
+        least = list(pattern.shape[1:])
     if least[0] > shape[1] or least[1] > shape[2]:
         expected = f"a patch within the {shape[1]} x {shape[2]} images"
         raise ValueError(message(where, "pattern", expected, f"{least[0]} x {least[1]} pixels", "pass a smaller one"))
@@ -151,8 +154,8 @@ def _noise(shape: Shape, seed: int, name: str, side: int, margin: int) -> Patch:
 
 
 def _scaled(pixels: int, small: int) -> int:
-    """A length at 32 x 32 in an image whose shorter side is ``small``; at least a pixel, at most the image."""
-    return min(small, max(1, math.floor(pixels * small / 32 + 0.5)))
+    """A length at 32 x 32 in an image whose shorter side is ``small``; at least 3 pixels, at most the image."""
+    return min(small, max(3, math.floor(pixels * small / 32 + 0.5)))
 
 
 def _margin(pixels: int, small: int, size: int) -> int:

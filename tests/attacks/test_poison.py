@@ -204,7 +204,7 @@ def test_argument_errors() -> None:
         poison(images, labels, "badnets", quantize=False)
     with pytest.raises(TypeError, match="`attack` expected no options beside an attack object, got size"):
         poison(images, labels, BadNets(), size=3)
-    with pytest.raises(TypeError, match="`attack` expected one of badnets"):
+    with pytest.raises(TypeError, match=r"`attack` expected one of .*badnets"):
         poison(images, labels, BadNets)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`num_classes` expected the number of classes for all-to-all"):
         Relabel("all-to-all")
@@ -230,4 +230,4 @@ def test_devices_agree(name: str) -> None:
     device = poison(images.cuda(), labels.cuda(), name, rate=0.1, seed=1)
     assert torch.equal(host.is_poisoned, device.is_poisoned.cpu())
     worst = (host.images.int() - device.images.cpu().int()).abs().max()
-    assert worst <= (1 if name == "wanet" else 0)
+    assert worst <= (1 if name in ("wanet", "physical_ba") else 0)

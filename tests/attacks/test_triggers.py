@@ -333,7 +333,7 @@ def test_inputs_stay_and_memory_layout_is_kept(name: str) -> None:
 @pytest.mark.parametrize("name", names())
 def test_empty_batches_and_single_pixels(name: str) -> None:
     assert get(name).apply(black(0, 3, 8, 8)).shape == (0, 3, 8, 8)
-    if name not in ("badnets", "tact"):  # their patch has at least 3 x 3 pixels
+    if name not in ("adaptive_patch", "badnets", "tact"):  # their patches have at least 3 x 3 pixels
         assert get(name).apply(black(2, 1, 1, 1)).shape == (2, 1, 1, 1)
 
 
@@ -357,7 +357,7 @@ def test_apply_errors() -> None:
 
 
 def test_get_errors() -> None:
-    with pytest.raises(ValueError, match=r"attacks: `attack` expected one of badnets, .*wanet, got 'x'"):
+    with pytest.raises(ValueError, match=r"attacks: `attack` expected one of adaptive_blend, .*wanet, got 'x'"):
         get("x")
     with pytest.raises(TypeError, match=r"attacks.sig: `alpha` expected options among delta, freq"):
         get("sig", alpha=0.1)

@@ -132,3 +132,28 @@ def test_own_data_and_architecture(bdfast: Run, tmp_path: Path, monkeypatch: pyt
     assert settings["normalize"] == "none"
     monkeypatch.chdir("/")
     assert bdfast("evaluate", "--attack-dir", tmp_path / "out").code == 0
+
+
+def test_a_preset_sets_rates_and_options_and_gives_way_to_what_is_named(bdfast: Run, tmp_path: Path) -> None:
+    words = ["attack", "--limit", "200,80", "--set", "epochs=1", "--attack", "TaCT", "--preset", "advrbd"]
+    assert bdfast(*words, "--rate", "0.04", "--set", "cover_classes=5,7", "--out", tmp_path).code == 0
+    poisoned = PoisonedData.load(tmp_path / "poisoned.npz")
+    assert (len(poisoned.poison_indices), len(poisoned.cover_indices)) == (8, 2)
+    assert (poisoned.original_labels[poisoned.is_poisoned] == 0).all()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["attack"], config["target"], config["source"], config["rate"]) == ("tact", 1, 0, 0.04)
+    assert bdfast("attack", "--config", tmp_path / "config.json", "--out", tmp_path / "again").code == 0
+    again = PoisonedData.load(tmp_path / "again" / "poisoned.npz")
+    assert torch.equal(again.images, poisoned.images)
+    outcome = bdfast(*words[:-1], "paper", "--out", tmp_path / "x")
+    assert outcome.code == 2
+    assert "attacks.preset: `name` expected one of advrbd" in outcome.err
+
+
+def test_an_image_file_as_trigger(bdfast: Run, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "red.png")
+    words = ["attack", *TINY, "--attack", "blended", "--set", f"pattern={tmp_path / 'red.png'}"]
+    assert bdfast(*words, "--out", tmp_path / "out").code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["pattern"] == str(tmp_path / "red.png")

@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from bdfast import models
-from bdfast.attacks import PoisonedData, get, poison
+from bdfast.attacks import PoisonedData, get, poison, preset
 from bdfast.attacks import names as attack_names
+from bdfast.attacks.presets import PRESETS
 from bdfast.cli.command import DONE, Command
 from bdfast.cli.inputs import (
     CONFIG_FILE,
@@ -24,7 +27,7 @@ from bdfast.cli.inputs import (
     parse_normalize,
 )
 from bdfast.cli.outputs import RESUME_FILE, epoch_rows, results_folder, table, write_csv, write_json
-from bdfast.cli.settings import add_settings, defaults_for, document, given, keys, record, resolve, setting
+from bdfast.cli.settings import Given, add_settings, defaults_for, document, given, keys, record, resolve, setting
 from bdfast.data import DataSplits
 from bdfast.errors import message, optional_import
 from bdfast.runtime.checkpoints import save_state
@@ -39,7 +42,9 @@ class AttackSettings:
     """Which attack, on which network."""
 
     attack: str = setting("badnets", f"one of {', '.join(attack_names())}")
+    preset: str | None = setting(None, f"settings of a paper, which others given here override: {', '.join(PRESETS)}")
     rate: float | None = setting(None, "share of the training set to poison; none: the attack's own")
+    cover_rate: float | None = setting(None, "share that carries a trigger and keeps its label; none: the attack's own")
     target: int = setting(0, "class that triggered images are to be classified as")
     mode: Literal["all-to-one", "all-to-all"] = setting("all-to-one", "which classes become which")
     model: str | None = setting(None, "architecture of the victim; none: digits_cnn for digits, else preact_resnet18")
@@ -56,10 +61,11 @@ class Plan:
     attack: AttackSettings
     options: Any  # the attack's own dataclass
     train: TrainConfig
+    files: dict[str, str]  # options that were read from files, and which
 
     def record(self) -> dict[str, Any]:
         """As saved."""
-        return record("attack", self.data, self.attack, self.options, self.train)
+        return {**record("attack", self.data, self.attack, self.options, self.train), **self.files}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,18 +83,25 @@ def plan(options: argparse.Namespace) -> Plan:
     choice = resolve(WHERE, AttackSettings, [item for item in settings if item.key in base], base)
     kind = type(get(choice.attack))
     known = keys([DataSettings, AttackSettings, TrainConfig, kind])
+    if choice.preset is not None:
+        chosen = preset(choice.preset, choice.attack)
+        settings = [*(Given(f"--preset {choice.preset}", key, value) for key, value in chosen.items()), *settings]
+        choice = resolve(WHERE, AttackSettings, settings, known)
     data = resolve(WHERE, DataSettings, settings, known)
     if data.data not in ("digits", "cifar10"):
         data = replace(data, data=os.path.abspath(data.data))  # for --attack-dir, which may be used from elsewhere
     is_digits = data.data == "digits"
     attack = replace(
         choice,
+        attack=kind.name,
         model=choice.model or ("digits_cnn" if is_digits else "preact_resnet18"),
         rate=choice.rate if choice.rate is not None else kind.default_rate,
         normalize=format_normalize(parse_normalize(WHERE, choice.normalize, data.data)),
     )
     train = resolve(WHERE, TrainConfig, [*defaults_for(data.data, TrainConfig), *settings], known)
-    return Plan(data, attack, resolve(WHERE, kind, settings, known), train)
+    own = resolve(WHERE, kind, settings, known)
+    read = {item.key: item.value for item in settings if isinstance(getattr(own, item.key, None), Tensor)}
+    return Plan(data, attack, own, train, {key: os.path.abspath(path) for key, path in read.items()})
 
 
 def run(options: argparse.Namespace) -> int:
@@ -121,7 +134,7 @@ def make_poison(chosen: Plan, splits: DataSplits) -> PoisonedData:
     settings, images, labels = chosen.attack, *splits.train
     return poison(
         images, labels, chosen.options, rate=settings.rate, target=settings.target, seed=settings.seed,
-        num_classes=len(splits.class_names), mode=settings.mode,
+        cover_rate=settings.cover_rate, num_classes=len(splits.class_names), mode=settings.mode,
     )  # fmt: skip
 
 

@@ -66,4 +66,11 @@ DEFENSES: tuple[Defense, ...] = (
         ("model", "reserve"),
         "fine-tuning on the same images: the baseline",
     ),
+    Defense(
+        "ft-sam",
+        defenses.ft_sam,
+        defenses.FTSAMConfig,
+        ("model", "reserve"),
+        "sharpness-aware fine-tuning on the same images (arXiv 2304.11823)",
+    ),
 )

@@ -5,6 +5,7 @@ function           what it does                                                 
 =================  ==================================================================  ======================
 :func:`d3`         leaves the backdoored weights as far as the clean loss allows       arXiv 2411.09585
 :func:`pad_ft`     purifies the poisoned set, clips activations, tunes the head        arXiv 2409.12072
+:func:`ft_sam`     trains on with clean data, sharpness-aware                          arXiv 2304.11823
 :func:`fine_tune`  trains on with clean data: the baseline                             BackdoorBench's ``ft``
 =================  ==================================================================  ======================
 """
@@ -13,16 +14,20 @@ from __future__ import annotations
 
 from bdfast.defenses.d3 import D3Config, D3Result, d3
 from bdfast.defenses.fine_tune import FineTuneConfig, FineTuneResult, fine_tune
+from bdfast.defenses.ft_sam import FTSAMConfig, FTSAMResult, ft_sam
 from bdfast.defenses.pad_ft import PadFTConfig, PadFTResult, pad_ft
 
 __all__ = [
     "D3Config",
     "D3Result",
+    "FTSAMConfig",
+    "FTSAMResult",
     "FineTuneConfig",
     "FineTuneResult",
     "PadFTConfig",
     "PadFTResult",
     "d3",
     "fine_tune",
+    "ft_sam",
     "pad_ft",
 ]

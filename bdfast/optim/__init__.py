@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from bdfast.optim.projected_sgd import ProjectedSGD
+from bdfast.optim.sam import SAM
 
-__all__ = ["ProjectedSGD"]
+__all__ = ["SAM", "ProjectedSGD"]

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import torch
@@ -25,6 +26,9 @@ from bdfast.training.workspace import Workspace
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits [B, K], labels [B]) to the scalar whose gradient the optimizer gets."""
+
+Perturbed = Callable[[], AbstractContextManager[object]]
+"""A block in which the weights are elsewhere, such as :meth:`bdfast.optim.SAM.perturbed`."""
 
 
 class LoopOptions(Protocol):
@@ -51,6 +55,7 @@ def fit(
     options: LoopOptions,
     *,
     schedule_every: Literal["epoch", "batch"] = "epoch",
+    perturbed: Perturbed | None = None,
     measure: Callable[[float], Mapping[str, Any]] | None = None,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -66,6 +71,8 @@ def fit(
         optimizer, schedule: over the parameters of ``work.model``.
         options: a config; epoch e draws its order and augmentation from (seed, e).
         schedule_every: when the schedule takes a step.
+        perturbed: where each batch's gradient is taken a second time, the one that the optimizer then gets; loss and
+            accuracy are those of the first pass.
         measure: mean objective of an epoch to what else its record is to hold, at the end of the epoch.
         callback: called with every record.
         checkpoint: a file that is written after every epoch, and continued from, bit for bit, if it is there.
@@ -88,7 +95,7 @@ def fit(
         start = time.perf_counter()
         lr = float(optimizer.param_groups[0]["lr"])
         per_batch = schedule if schedule_every == "batch" else None
-        loss, accuracy = _run_epoch(where, epoch, work, objective, optimizer, per_batch, options)
+        loss, accuracy = _run_epoch(where, epoch, work, objective, optimizer, per_batch, perturbed, options)
         if schedule_every == "epoch":
             schedule.step()
         _check_finite(where, epoch, loss, work.model)
@@ -110,6 +117,7 @@ def _run_epoch(
     objective: Objective,
     optimizer: Optimizer,
     per_batch: LRScheduler | None,
+    perturbed: Perturbed | None,
     options: LoopOptions,
 ) -> tuple[float, float]:
     """One epoch's steps; mean objective and accuracy, read back once, at the end."""
@@ -117,18 +125,29 @@ def _run_epoch(
     set_training_mode(work.model, options.bn)
     total = torch.zeros(2, dtype=torch.float64, device=device)  # of the objective, of correct samples
     for x, y, _ in data.batches(options.batch_size, shuffle=True, epoch_seed=epoch_seed(options.seed, epoch)):
-        with autocast(device, options.precision):
-            logits = logits_of(where, work.forward(x), len(x))
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        loss = objective(logits, y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, logits = _backward(where, work, objective, optimizer, options, x, y)
+        if perturbed is not None:
+            with perturbed():
+                _backward(where, work, objective, optimizer, options, x, y)
         optimizer.step()
-        total += torch.stack((loss.detach() * len(x), (logits.detach().argmax(1) == y).sum()))
+        total += torch.stack((loss * len(x), (logits.argmax(1) == y).sum()))
         if per_batch is not None:
             per_batch.step()
     mean, accuracy = (total / len(data)).tolist()
     return mean, accuracy
+
+
+def _backward(
+    where: str, work: Workspace, objective: Objective, optimizer: Optimizer, options: LoopOptions, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of one batch; its objective and its logits."""
+    with autocast(work.data.device, options.precision):
+        logits = logits_of(where, work.forward(x), len(x))
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    loss = objective(logits, y)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), logits.detach()
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -7,6 +7,9 @@ name                        what it does
 :func:`as_tensors`          bring whatever a defense is given to ``(images, labels)``
 :func:`check_labels`        labels in range, or an error that names the first one outside
 :func:`reserve`             draw a small clean set
+:func:`auxiliary`           what a defender may hold instead: unseen, blurred, rotated, ... images
+:func:`auxiliary_split`     what the victim is trained on, and what is kept from it
+:func:`shift`               the changes behind :func:`auxiliary`, for images of one's own
 :func:`read_index`          the indices of such a set from a file, and :func:`write_index` back
 :func:`normalization`       mean and standard deviation of the common data sets
 ==========================  =========================================================================
@@ -23,6 +26,7 @@ from bdfast.data.archive import Archive
 from bdfast.data.cifar_binary import find_cifar_binary, read_cifar_binary, refuse_cifar_pickles
 from bdfast.data.dataset import as_tensors, check_labels, read_dataset
 from bdfast.data.digits import read_digits
+from bdfast.data.families import FAMILIES, Family, auxiliary, auxiliary_split, shift
 from bdfast.data.image_folder import is_image_folder, read_image_folder
 from bdfast.data.jpeg_npz import read_jpeg_npz
 from bdfast.data.normalization import Normalization, normalization
@@ -32,15 +36,20 @@ from bdfast.data.splits import DataSplits, ReadOptions, Split, read_options
 from bdfast.errors import message
 
 __all__ = [
+    "FAMILIES",
     "DataSplits",
+    "Family",
     "Normalization",
     "Split",
     "as_tensors",
+    "auxiliary",
+    "auxiliary_split",
     "check_labels",
     "load",
     "normalization",
     "read_index",
     "reserve",
+    "shift",
     "write_index",
 ]
 

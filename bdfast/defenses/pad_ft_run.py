@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bdfast.data.source import Source, to_floats
 from bdfast.defenses.pad_ft_bounds import Suspects, observe, starting_bounds
 from bdfast.defenses.pad_ft_config import PadFTConfig
-from bdfast.defenses.pad_ft_scores import LastLayer, Scores, Source, score, to_floats
+from bdfast.defenses.pad_ft_scores import LastLayer, Scores, score
 from bdfast.errors import message
 from bdfast.models import classifier_layers
 from bdfast.nn import clip_activations, normalized

@@ -6,28 +6,26 @@ live for one batch. With a folder, each chunk is written as it is finished, and 
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from bdfast.data import as_tensors
+from bdfast.data.source import Source, to_floats
 from bdfast.errors import LabelRangeError, message
-from bdfast.files import atomic_write
 from bdfast.ops import sce_margin
+from bdfast.runtime.chunks import ChunkStore, Columns, in_chunks
 
 CHUNK = 8192  # samples a file: half a second of a GPU, so that a kill costs no more
 FORMAT = "bdfast.pad_ft.scores/1"
-ARRAYS = ("margins", "labels", "runner_up", "sketch")  # the fields of Scores
-MAX_MANIFEST = 1 << 16  # bytes
+ARRAYS = {  # the fields of Scores
+    "margins": (torch.float32, 1),
+    "labels": (torch.int64, 1),
+    "runner_up": (torch.int32, 1),
+    "sketch": (torch.float32, 2),
+}
 
 Features = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images [B, C, H, W] in [0, 1] to the input of the last layer [B, D] and the logits [B, K]."""
@@ -53,44 +51,6 @@ class Scores:
     def nonfinite(self) -> int:
         """Samples with a NaN or infinity among their logits."""
         return int((self.margins == float("inf")).sum())
-
-
-class Source:
-    """A data set that is read in parts: tensors by slice, anything else sample by sample.
-
-    Raises:
-        TypeError, ValueError: as :func:`bdfast.data.as_tensors`, on construction or when a part is read.
-
-    Example:
-        >>> source = Source("example", (torch.zeros(5, 1, 2, 2), torch.arange(5)))
-        >>> len(source), source.read(torch.tensor([4, 1]))[1]
-        (5, tensor([4, 1]))
-    """
-
-    def __init__(self, where: str, data: object, argument: str = "poisoned_data") -> None:
-        self._where, self._argument = where, argument
-        inner = data.dataset if isinstance(data, DataLoader) else data
-        held = isinstance(getattr(inner, "images", None), Tensor) and isinstance(getattr(inner, "labels", None), Tensor)
-        lazy = isinstance(inner, Dataset) and not isinstance(inner, TensorDataset) and not held
-        self._dataset: Any = inner if lazy and hasattr(inner, "__len__") and hasattr(inner, "__getitem__") else None
-        self._tensors = None if self._dataset is not None else as_tensors(data, where, argument)
-
-    def __len__(self) -> int:
-        return len(self._dataset) if self._dataset is not None else len(self._tensors[1])  # type: ignore[arg-type,index]
-
-    def read(
-        self,
-        indices: Tensor | range,  # [B]
-    ) -> tuple[Tensor, Tensor]:
-        """Images (uint8, or float in [0, 1]) and int64 labels of some samples."""
-        if self._dataset is not None:
-            chosen = indices.tolist() if isinstance(indices, Tensor) else list(indices)
-            return as_tensors(Subset(self._dataset, chosen), self._where, self._argument)
-        assert self._tensors is not None
-        images, labels = self._tensors
-        if isinstance(indices, range):
-            return images[indices.start : indices.stop], labels[indices.start : indices.stop]
-        return images[indices.to(images.device)], labels[indices.to(labels.device)]
 
 
 def score(
@@ -124,24 +84,23 @@ def score(
         ValueError: the folder belongs to another run.
         LabelRangeError: a label that is no class.
     """
-    store = None if folder is None else _Store(where, Path(folder), run, len(source))
-    parts = []
-    for start in range(0, len(source), CHUNK):
-        rows = range(start, min(start + CHUNK, len(source)))
-        part = None if store is None else store.load(rows)
-        if part is None:
-            part = _score_chunk(where, features, source, rows, num_classes, place, batch_size, dims, seed)
-            if store is not None:
-                store.save(rows, part)
-        parts.append(part)
-    return Scores(*(torch.cat([getattr(p, name) for p in parts]) for name in ARRAYS))
+    store = None
+    if folder is not None:
+        store = ChunkStore(
+            where, "scores_dir", folder, format=FORMAT, run=run, count=len(source), chunk=CHUNK, kinds=ARRAYS
+        )
+
+    def compute(rows: range) -> Columns:
+        return _score_chunk(where, features, source, rows, num_classes, place, batch_size, dims, seed)
+
+    return Scores(**in_chunks(len(source), CHUNK, compute, store=store))
 
 
 @torch.no_grad()
 def _score_chunk(
     where: str, features: Features, source: Source, rows: range, num_classes: int, place: Tensor, batch_size: int,
     dims: int, seed: int,
-) -> Scores:  # fmt: skip
+) -> Columns:  # fmt: skip
     images, labels = source.read(rows)
     labels = labels.cpu()
     _check_labels(where, labels, rows.start, num_classes)
@@ -153,16 +112,12 @@ def _score_chunk(
         margins.append(sce_margin(logits, given).float())
         runners_up.append(logits.scatter(1, given[:, None], -float("inf")).argmax(1).int())
         sketches.append(_sketch(hidden, dims, seed))
-    return Scores(torch.cat(margins).cpu(), labels, torch.cat(runners_up).cpu(), torch.cat(sketches).cpu())
-
-
-def to_floats(
-    images: Tensor,  # [B, C, H, W] uint8, or float in [0, 1]
-    place: Tensor,
-) -> Tensor:
-    """Pixels in [0, 1], in the dtype and on the device of ``place``."""
-    x = images.to(place.device).to(place.dtype)
-    return x / 255 if images.dtype == torch.uint8 else x
+    return {
+        "margins": torch.cat(margins).cpu(),
+        "labels": labels,
+        "runner_up": torch.cat(runners_up).cpu(),
+        "sketch": torch.cat(sketches).cpu(),
+    }
 
 
 def _sketch(
@@ -185,58 +140,6 @@ def _check_labels(where: str, labels: Tensor, offset: int, num_classes: int) -> 
         got = f"{int(labels[first])} at index {offset + first}"
         expected, remedy = f"classes in [0, {num_classes})", "drop those samples or correct the number of classes"
         raise LabelRangeError(message(where, "poisoned_data: labels", expected, got, remedy))
-
-
-class _Store:
-    """A folder of chunks and a manifest that says of which run they are."""
-
-    def __init__(self, where: str, folder: Path, run: str, count: int) -> None:
-        self._folder, self._run = folder, run
-        manifest = {"format": FORMAT, "run": run, "samples": count, "chunk": CHUNK}
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "manifest.json"
-        if file.exists():
-            if _read_manifest(file) != manifest:
-                got = "one of another model, config or data set, or a damaged one"
-                remedy = "take another folder, or empty this one to start afresh"
-                raise ValueError(message(where, "scores_dir", f"scores of this very run in {folder}", got, remedy))
-        else:
-            with atomic_write(file) as stream:
-                json.dump(manifest, stream)
-
-    def _file(self, rows: range) -> Path:
-        return self._folder / f"scores-{rows.start // CHUNK:06d}.npz"
-
-    def save(self, rows: range, part: Scores) -> None:
-        content = io.BytesIO()
-        arrays = {name: getattr(part, name).numpy() for name in ARRAYS}
-        np.savez(content, run=np.array(self._run), **arrays)
-        with atomic_write(self._file(rows), "wb") as stream:
-            stream.write(content.getvalue())
-
-    def load(self, rows: range) -> Scores | None:
-        """The chunk, or None where it is missing or damaged: then it is computed again."""
-        try:
-            with np.load(self._file(rows)) as archive:  # allow_pickle is False
-                if str(archive["run"]) != self._run:
-                    return None
-                arrays = [archive[name] for name in ARRAYS]
-        except Exception:  # a damaged file can fail in any way
-            return None
-        if [array.dtype for array in arrays] != [np.float32, np.int64, np.int32, np.float32]:
-            return None
-        if [array.ndim for array in arrays] != [1, 1, 1, 2] or {len(array) for array in arrays} != {len(rows)}:
-            return None
-        return Scores(*(torch.from_numpy(array) for array in arrays))
-
-
-def _read_manifest(file: Path) -> object:
-    if file.stat().st_size > MAX_MANIFEST:
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
 
 
 class LastLayer:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bdfast import models
+from bdfast.data.source import Source
 from bdfast.defenses import PadFTConfig, PadFTResult, pad_ft, pad_ft_scores
-from bdfast.defenses.pad_ft_scores import LastLayer, Scores, Source, score
+from bdfast.defenses.pad_ft_scores import LastLayer, Scores, score
 from bdfast.errors import LabelRangeError
 
 NET = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()

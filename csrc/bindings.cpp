@@ -4,9 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "batch_norm_clipped_relu.h"
@@ -14,6 +17,9 @@
 #include "hinge_cross_entropy.h"
 #include "isa.h"
 #include "linear_sce_margin.h"
+#include "masked_pgd_step.h"
+#include "masked_random_start.h"
+#include "patch_centers.h"
 #include "projected_sgd_step.h"
 #include "sce_loss.h"
 #include "sce_margin.h"
@@ -156,6 +162,74 @@ void linear_sce_margin_finish(uintptr_t max, uintptr_t sum, uintptr_t label, int
   BDFAST_CALL_BEST(linear_sce_margin_finish, sce_state(max, sum, label), rows, pointer<float>(margin));
 }
 
+using Four = std::array<int64_t, 4>;
+
+ImageStrides image_strides(const Four& s) { return {s[0], s[1], s[2], s[3]}; }
+
+using Centers = std::tuple<uintptr_t, bool, int64_t, int64_t>;  // address, int64, strides of samples and coordinates
+using PerChannel = std::pair<float, uintptr_t>;  // one value, or where there is one for each channel; else 0
+
+PatchGeometry patch_geometry(const Four& shape, int64_t radius, const Centers& c) {
+  return {shape[0],       shape[1],       shape[2],      shape[3], radius, pointer<const void>(std::get<0>(c)),
+          std::get<1>(c), std::get<2>(c), std::get<3>(c)};
+}
+
+ChannelValue channel_value_of(const PerChannel& value) { return {value.first, pointer<const float>(value.second)}; }
+
+MaskedPgdStepArgs masked_pgd_step_args(uintptr_t x_adv, uintptr_t x, uintptr_t grad, int dtype, const Four& shape,
+                                       const Four& x_adv_strides, const Four& x_strides, const Four& grad_strides,
+                                       int64_t radius, const Centers& centers, const PerChannel& step_size,
+                                       const PerChannel& eps, const PerChannel& lower, const PerChannel& upper) {
+  return {pointer<void>(x_adv),         pointer<const void>(x),
+          pointer<const void>(grad),    static_cast<DType>(dtype),
+          image_strides(x_adv_strides), image_strides(x_strides),
+          image_strides(grad_strides),  patch_geometry(shape, radius, centers),
+          channel_value_of(step_size),  channel_value_of(eps),
+          channel_value_of(lower),      channel_value_of(upper)};
+}
+
+void masked_pgd_step(uintptr_t x_adv, uintptr_t x, uintptr_t grad, int dtype, const Four& shape,
+                     const Four& x_adv_strides, const Four& x_strides, const Four& grad_strides, int64_t radius,
+                     const Centers& centers, const PerChannel& step_size, const PerChannel& eps,
+                     const PerChannel& lower, const PerChannel& upper) {
+  const auto args = masked_pgd_step_args(x_adv, x, grad, dtype, shape, x_adv_strides, x_strides, grad_strides, radius,
+                                         centers, step_size, eps, lower, upper);
+  BDFAST_CALL_BEST(masked_pgd_step, args);
+}
+
+PatchCentersArgs patch_centers_args(uintptr_t ids, int64_t count, int64_t height, int64_t width, uint64_t key) {
+  return {pointer<const int64_t>(ids), count, height, width, key};
+}
+
+void patch_centers(uintptr_t ids, int64_t count, int64_t height, int64_t width, uint64_t key, uintptr_t centers) {
+  BDFAST_CALL_BEST(patch_centers, patch_centers_args(ids, count, height, width, key), pointer<int32_t>(centers));
+}
+
+MaskedRandomStartArgs masked_random_start_args(uintptr_t x_adv, int dtype, const Four& shape, const Four& strides,
+                                               int64_t radius, const Centers& centers, uintptr_t ids, uint64_t key,
+                                               const PerChannel& eps, const PerChannel& lower,
+                                               const PerChannel& upper) {
+  return {pointer<void>(x_adv),        static_cast<DType>(dtype),
+          image_strides(strides),      patch_geometry(shape, radius, centers),
+          pointer<const int64_t>(ids), key,
+          channel_value_of(eps),       channel_value_of(lower),
+          channel_value_of(upper)};
+}
+
+void masked_random_start(uintptr_t x_adv, int dtype, const Four& shape, const Four& strides, int64_t radius,
+                         const Centers& centers, uintptr_t ids, uint64_t key, const PerChannel& eps,
+                         const PerChannel& lower, const PerChannel& upper) {
+  const auto args =
+      masked_random_start_args(x_adv, dtype, shape, strides, radius, centers, ids, key, eps, lower, upper);
+  BDFAST_CALL_BEST(masked_random_start, args);
+}
+
+// Words of the generator, for tests against published values.
+std::array<uint32_t, 4> philox4x32_words(uint64_t key, uint64_t counter_low, uint64_t counter_high) {
+  const auto random = isa_baseline::philox4x32(key, counter_low, counter_high);
+  return {random.word[0], random.word[1], random.word[2], random.word[3]};
+}
+
 #ifdef BDFAST_WITH_CUDA
 int64_t projected_sgd_step_scratch_of(const std::vector<int64_t>& numels) {
   return projected_sgd_step_scratch(numels.data(), static_cast<int64_t>(numels.size()));
@@ -269,6 +343,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("linear_sce_margin_update", &linear_sce_margin_update, nogil());
   m.def("linear_sce_margin_finish", &linear_sce_margin_finish, nogil());
   m.def("smallest_per_class", &smallest_per_class, nogil());
+  m.def("masked_pgd_step", &masked_pgd_step, nogil());
+  m.def("patch_centers", &patch_centers, nogil());
+  m.def("masked_random_start", &masked_random_start, nogil());
+  m.def("philox4x32", &philox4x32_words, nogil());
 #ifdef BDFAST_WITH_CUDA
   m.attr("has_cuda") = true;
   bind_cuda(m);

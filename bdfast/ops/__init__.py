@@ -4,6 +4,9 @@ from bdfast.ops.batch_norm_clipped_relu import batch_norm_clipped_relu
 from bdfast.ops.clipped_relu import clipped_relu
 from bdfast.ops.hinge_cross_entropy import hinge_cross_entropy
 from bdfast.ops.linear_sce_margin import linear_sce_margin
+from bdfast.ops.masked_pgd_step import masked_pgd_step_
+from bdfast.ops.masked_random_start import masked_random_start
+from bdfast.ops.patch_centers import patch_centers
 from bdfast.ops.projected_sgd_step import projected_sgd_step_
 from bdfast.ops.sce_loss import sce_loss
 from bdfast.ops.sce_margin import sce_margin
@@ -14,6 +17,9 @@ __all__ = [
     "clipped_relu",
     "hinge_cross_entropy",
     "linear_sce_margin",
+    "masked_pgd_step_",
+    "masked_random_start",
+    "patch_centers",
     "projected_sgd_step_",
     "sce_loss",
     "sce_margin",

@@ -21,23 +21,23 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float bits_to_float(uint32_t bits) {
+BDFAST_HOST_DEVICE float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline uint32_t float_to_bits(float value) {
+BDFAST_HOST_DEVICE uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float to_float(float value) { return value; }
+BDFAST_HOST_DEVICE float to_float(float value) { return value; }
 
-inline float to_float(BFloat16 value) { return bits_to_float(static_cast<uint32_t>(value.bits) << 16); }
+BDFAST_HOST_DEVICE float to_float(BFloat16 value) { return bits_to_float(static_cast<uint32_t>(value.bits) << 16); }
 
-inline float to_float(Float16 value) {
+BDFAST_HOST_DEVICE float to_float(Float16 value) {
   const uint32_t magnitude = value.bits & 0x7fffu;
   // Moving the fraction into place leaves the exponent short by 127 - 15; a product with 2^112 mends it for normal and
   // subnormal halves alike.
@@ -47,16 +47,16 @@ inline float to_float(Float16 value) {
   return bits_to_float(float_to_bits(scaled) | special | sign);
 }
 
-inline void store(float* target, float value) { *target = value; }
+BDFAST_HOST_DEVICE void store(float* target, float value) { *target = value; }
 
-inline void store(BFloat16* target, float value) {
+BDFAST_HOST_DEVICE void store(BFloat16* target, float value) {
   const uint32_t bits = float_to_bits(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const uint32_t quiet_nan = (bits >> 16) | 0x40u;
   target->bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
 }
 
-inline void store(Float16* target, float value) {
+BDFAST_HOST_DEVICE void store(Float16* target, float value) {
   const uint32_t bits = float_to_bits(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;

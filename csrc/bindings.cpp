@@ -16,6 +16,7 @@
 #include "clipped_relu.h"
 #include "hinge_cross_entropy.h"
 #include "isa.h"
+#include "kl_divergence.h"
 #include "linear_sce_margin.h"
 #include "masked_pgd_step.h"
 #include "masked_random_start.h"
@@ -89,6 +90,32 @@ void hinge_cross_entropy_bwd(uintptr_t logits, int dtype, int64_t rows, int64_t 
   const auto args = hinge_args(logits, dtype, rows, classes, row_stride, target, margin, batch_hinge);
   BDFAST_CALL_BEST(hinge_cross_entropy_bwd, args, static_cast<Reduction>(reduction), pointer<const float>(grad_loss),
                    pointer<const float>(loss), pointer<const float>(stats), pointer<void>(grad_logits));
+}
+
+KlDivergenceArgs kl_args(uintptr_t logits_p, uintptr_t logits_q, int dtype, int64_t rows, int64_t classes,
+                         int64_t stride_p, int64_t stride_q) {
+  return {pointer<const void>(logits_p),
+          pointer<const void>(logits_q),
+          static_cast<DType>(dtype),
+          rows,
+          classes,
+          stride_p,
+          stride_q};
+}
+
+void kl_divergence_fwd(uintptr_t logits_p, uintptr_t logits_q, int dtype, int64_t rows, int64_t classes,
+                       int64_t stride_p, int64_t stride_q, int reduction, uintptr_t loss, uintptr_t stats) {
+  const auto args = kl_args(logits_p, logits_q, dtype, rows, classes, stride_p, stride_q);
+  BDFAST_CALL_BEST(kl_divergence_fwd, args, static_cast<Reduction>(reduction), pointer<float>(loss),
+                   pointer<float>(stats));
+}
+
+void kl_divergence_bwd(uintptr_t logits_p, uintptr_t logits_q, int dtype, int64_t rows, int64_t classes,
+                       int64_t stride_p, int64_t stride_q, int reduction, uintptr_t grad_loss, uintptr_t stats,
+                       uintptr_t grad_p, uintptr_t grad_q) {
+  const auto args = kl_args(logits_p, logits_q, dtype, rows, classes, stride_p, stride_q);
+  BDFAST_CALL_BEST(kl_divergence_bwd, args, static_cast<Reduction>(reduction), pointer<const float>(grad_loss),
+                   pointer<const float>(stats), pointer<void>(grad_p), pointer<void>(grad_q));
 }
 
 using Addresses = std::vector<uintptr_t>;
@@ -333,6 +360,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   using nogil = py::call_guard<py::gil_scoped_release>;
   m.def("hinge_cross_entropy_fwd", &hinge_cross_entropy_fwd, nogil());
   m.def("hinge_cross_entropy_bwd", &hinge_cross_entropy_bwd, nogil());
+  m.def("kl_divergence_fwd", &kl_divergence_fwd, nogil());
+  m.def("kl_divergence_bwd", &kl_divergence_bwd, nogil());
   m.def("projected_sgd_step", &projected_sgd_step, nogil());
   m.def("clipped_relu_fwd", &clipped_relu_fwd, nogil());
   m.def("clipped_relu_bwd", &clipped_relu_bwd, nogil());

@@ -3,6 +3,8 @@
 from bdfast.ops.batch_norm_clipped_relu import batch_norm_clipped_relu
 from bdfast.ops.clipped_relu import clipped_relu
 from bdfast.ops.hinge_cross_entropy import hinge_cross_entropy
+from bdfast.ops.kl_divergence import kl_divergence
+from bdfast.ops.largest_scores import largest_scores
 from bdfast.ops.linear_sce_margin import linear_sce_margin
 from bdfast.ops.masked_pgd_step import masked_pgd_step_
 from bdfast.ops.masked_random_start import masked_random_start
@@ -16,6 +18,8 @@ __all__ = [
     "batch_norm_clipped_relu",
     "clipped_relu",
     "hinge_cross_entropy",
+    "kl_divergence",
+    "largest_scores",
     "linear_sce_margin",
     "masked_pgd_step_",
     "masked_random_start",

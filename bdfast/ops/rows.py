@@ -29,3 +29,11 @@ def label_logit(logits: Tensor, target: Tensor) -> Tensor:
     inside = (target >= 0) & (target < logits.shape[1])
     picked = logits.gather(1, target.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
     return torch.where(inside, picked, torch.full_like(picked, float("nan")))
+
+
+def reduce_rows(rows: Tensor, reduction: str) -> Tensor:
+    """One value a row, or their sum or mean, in float64 and then in the dtype of ``rows``."""
+    if reduction == "none":
+        return rows
+    total = rows.sum(dtype=torch.float64)
+    return (total / len(rows) if reduction == "mean" else total).to(rows.dtype)

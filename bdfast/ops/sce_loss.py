@@ -27,7 +27,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, label_logit, label_mask, upcast
+from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, label_logit, label_mask, reduce_rows, upcast
 from bdfast.ops.sce_margin import margin_of, other_classes
 
 NAME = "sce_loss"
@@ -143,7 +143,7 @@ def reference(
     m, s = other_classes(z, target)
     margin = margin_of(m, s, label_logit(z, target))
     rows = alpha * _softplus(margin) + reverse * margin.sigmoid()
-    return _reduce(rows, reduction), torch.stack((m, s), dim=1)
+    return reduce_rows(rows, reduction), torch.stack((m, s), dim=1)
 
 
 def reference_backward(
@@ -171,13 +171,6 @@ def _softplus(margin: Tensor) -> Tensor:
     return margin.clamp_min(0.0) + (-margin.abs()).exp().log1p()
 
 
-def _reduce(rows: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return rows
-    total = rows.sum(dtype=torch.float64)
-    return (total / len(rows) if reduction == "mean" else total).to(rows.dtype)
-
-
 def clamped_reference(
     logits: Tensor,  # [N, C]
     target: Tensor,  # [N]
@@ -194,7 +187,7 @@ def clamped_reference(
     log_q = torch.where(label_mask(z, target), 0.0, torch.full_like(z, log_zero))
     ce = -label_logit(F.log_softmax(z, dim=1), target)
     rce = -1 * torch.sum(p.clamp(clamp, 1.0) * log_q, dim=1)
-    return _reduce(alpha * ce + beta * rce, reduction), p
+    return reduce_rows(alpha * ce + beta * rce, reduction), p
 
 
 def clamped_reference_backward(

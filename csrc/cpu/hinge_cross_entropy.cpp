@@ -11,59 +11,14 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
-#include <vector>
 
 #include "parallel.h"
-#include "row_math.h"
-#include "rows.h"
+#include "row_reduce.h"
+#include "row_softmax.h"
 
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
 namespace {
-
-// Accumulators that do not wait for each other: with one vector of them, a sum or a maximum takes an addition's latency a
-// vector of the row (a row of 1,000 classes takes three times as long).
-constexpr int64_t kWide = 64;
-
-template <class T>
-float wide_row_max(const T* row, int64_t classes) {
-  const int64_t whole = classes / kWide * kWide;
-  float lane_max[kWide];
-  std::fill(lane_max, lane_max + kWide, -INFINITY);
-  for (int64_t j = 0; j < whole; j += kWide) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kWide; ++lane) lane_max[lane] = std::max(lane_max[lane], to_float(row[j + lane]));
-  }
-  float max = -INFINITY;
-  for (int64_t lane = 0; lane < kWide; ++lane) max = std::max(max, lane_max[lane]);
-  for (int64_t j = whole; j < classes; ++j) max = std::max(max, to_float(row[j]));
-  return max;
-}
-
-// Sum of exp(z - max) over a row; the terms themselves go to `terms` where it is not null.
-template <bool kKeep, class T>
-float wide_row_sum(const T* row, int64_t classes, float max, float* terms) {
-  const int64_t whole = classes / kWide * kWide;
-  float lane_sum[kWide] = {};
-  for (int64_t j = 0; j < whole; j += kWide) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kWide; ++lane) {
-      const float term = exp_nonpositive(to_float(row[j + lane]) - max);
-      if (kKeep) terms[j + lane] = term;
-      lane_sum[lane] += term;
-    }
-  }
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t lane = 0; lane < kWide; ++lane) sum += lane_sum[lane];
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = whole; j < classes; ++j) {
-    const float term = exp_nonpositive(to_float(row[j]) - max);
-    if (kKeep) terms[j] = term;
-    sum += term;
-  }
-  return sum;
-}
 
 template <class T>
 void wide_row_stats(const T* row, int64_t classes, float* stats) {
@@ -214,33 +169,21 @@ void rows_with_gradient(const HingeCrossEntropyArgs& a, int64_t begin, int64_t e
 template <class T>
 int64_t forward(const HingeCrossEntropyArgs& a, Reduction reduction, float* loss, float* stats, void* grad_logits) {
   if (const int64_t outside = first_label_outside(a.target, a.rows, a.classes); outside >= 0) return outside;
-  const int64_t chunks = row_chunks(a.rows);
-  std::vector<double> partial(static_cast<size_t>(chunks));
   const bool hinge_rows = !a.batch_hinge;
   const float unit = reduction == Reduction::mean ? 1.0f / static_cast<float>(a.rows) : 1.0f;
-  parallel_chunks(chunks, a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
-    const int64_t begin = chunk * kRowsPerChunk;
-    const int64_t end = std::min(a.rows, begin + kRowsPerChunk);
-    float ce[kRowsPerChunk];
+  const int64_t bytes = a.rows * a.classes * static_cast<int64_t>(sizeof(T));
+  float* rows = reduction == Reduction::none ? loss : nullptr;
+  const double total = sum_over_rows(a.rows, bytes, rows, [&](int64_t begin, int64_t count, float* values) {
     if (grad_logits != nullptr) {
-      rows_with_gradient(a, begin, end, unit, stats, ce, static_cast<T*>(grad_logits));
+      rows_with_gradient(a, begin, begin + count, unit, stats, values, static_cast<T*>(grad_logits));
     } else {
-      row_stats<T>(a, begin, end, stats);
-      row_cross_entropy<T>(a, begin, end, stats, ce);
+      row_stats<T>(a, begin, begin + count, stats);
+      row_cross_entropy<T>(a, begin, begin + count, stats, values);
     }
-    double total = 0.0;
-    for (int64_t i = begin; i < end; ++i) {
-      const float value = hinge_rows ? hinge(ce[i - begin], a.margin) : ce[i - begin];
-      if (reduction == Reduction::none) loss[i] = value;
-      total += value;
-    }
-    partial[static_cast<size_t>(chunk)] = total;
+    for (int64_t i = 0; hinge_rows && i < count; ++i) values[i] = hinge(values[i], a.margin);
   });
   if (reduction == Reduction::none) return -1;
-  double total = 0.0;
-  for (double value : partial) total += value;
-  if (reduction == Reduction::mean) total /= static_cast<double>(a.rows);  // 0 / 0 = NaN for an empty batch
-  const float reduced = static_cast<float>(total);
+  const float reduced = reduce(total, reduction, a.rows);
   *loss = hinge_rows ? reduced : hinge(reduced, a.margin);
   return -1;
 }

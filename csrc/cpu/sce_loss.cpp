@@ -8,9 +8,8 @@
 #include "sce_loss.h"
 
 #include <type_traits>
-#include <vector>
 
-#include "parallel.h"
+#include "row_reduce.h"
 #include "sce_row.h"
 
 namespace bdfast {
@@ -20,32 +19,20 @@ namespace {
 template <class T>
 void forward(const SceLossArgs& a, Reduction reduction, float* loss, float* stats) {
   const T* logits = static_cast<const T*>(a.logits);
-  std::vector<double> partial(static_cast<size_t>(row_chunks(a.rows)));
-  parallel_chunks(row_chunks(a.rows), a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
-    const int64_t begin = chunk * kRowsPerChunk;
-    const int64_t count = std::min(kRowsPerChunk, a.rows - begin);
+  const int64_t bytes = a.rows * a.classes * static_cast<int64_t>(sizeof(T));
+  float* each = reduction == Reduction::none ? loss : nullptr;
+  const double total = sum_over_rows(a.rows, bytes, each, [&](int64_t begin, int64_t count, float* values) {
     SceRows rows;
-    float value[kRowsPerChunk];
     sce_rows<false>(logits + begin * a.row_stride, a.row_stride, a.classes, a.target + begin, count, rows);
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
       const SceTerms terms = sce_terms(sce_margin(rows.max[i], rows.sum[i], rows.label[i]));
-      value[i] = a.alpha * terms.cross_entropy + a.reverse * terms.doubt;
+      values[i] = a.alpha * terms.cross_entropy + a.reverse * terms.doubt;
       stats[2 * (begin + i)] = rows.max[i];
       stats[2 * (begin + i) + 1] = rows.sum[i];
     }
-    double total = 0.0;
-    for (int64_t i = 0; i < count; ++i) {
-      if (reduction == Reduction::none) loss[begin + i] = value[i];
-      total += value[i];
-    }
-    partial[static_cast<size_t>(chunk)] = total;
   });
-  if (reduction == Reduction::none) return;
-  double total = 0.0;
-  for (double value : partial) total += value;
-  if (reduction == Reduction::mean) total /= static_cast<double>(a.rows);  // 0 / 0 = NaN for an empty batch
-  *loss = static_cast<float>(total);
+  if (reduction != Reduction::none) *loss = reduce(total, reduction, a.rows);
 }
 
 // What multiplies exp(z_j - max) in the gradient, and the gradient of the label's logit, for up to 16 rows.

@@ -65,6 +65,33 @@ void load_transposed(const T* rows, int64_t stride, int64_t classes, int64_t cou
   }
 }
 
+// rows[lane][j] = block[j][lane] for `count` <= kGroup rows side by side, `classes` long.
+template <int64_t kGroup, class T>
+void store_transposed(const float* block, int64_t classes, int64_t count, T* rows) {
+  int64_t lane = 0;
+#ifdef __SSE2__
+  if constexpr (std::is_same_v<T, float>) {
+    // As above: the last four classes overlap those before them.
+    for (; classes >= 4 && lane + 4 <= count; lane += 4) {
+      float* four = rows + lane * classes;
+      for (int64_t next = 0; next < classes; next += 4) {
+        const int64_t j = std::min(next, classes - 4);
+        __m128 a = _mm_loadu_ps(block + j * kGroup + lane), b = _mm_loadu_ps(block + (j + 1) * kGroup + lane);
+        __m128 c = _mm_loadu_ps(block + (j + 2) * kGroup + lane), d = _mm_loadu_ps(block + (j + 3) * kGroup + lane);
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        _mm_storeu_ps(four + j, a);
+        _mm_storeu_ps(four + classes + j, b);
+        _mm_storeu_ps(four + 2 * classes + j, c);
+        _mm_storeu_ps(four + 3 * classes + j, d);
+      }
+    }
+  }
+#endif
+  for (; lane < count; ++lane) {
+    for (int64_t j = 0; j < classes; ++j) store(rows + lane * classes + j, block[j * kGroup + lane]);
+  }
+}
+
 // Calls `body` with a null pointer whose type tells the element type.
 template <class Body>
 auto visit_dtype(DType dtype, const Body& body) {

@@ -19,6 +19,7 @@ from bdfast.attacks.adaptive_patch import AdaptivePatch
 from bdfast.attacks.badnets import BadNets
 from bdfast.attacks.base import Attack, Rows
 from bdfast.attacks.blended import Blended
+from bdfast.attacks.input_aware import InputAware
 from bdfast.attacks.labels import Relabel
 from bdfast.attacks.lf import LF
 from bdfast.attacks.physical_ba import PhysicalBA
@@ -39,6 +40,7 @@ __all__ = [
     "Attack",
     "BadNets",
     "Blended",
+    "InputAware",
     "PhysicalBA",
     "PoisonedData",
     "Relabel",

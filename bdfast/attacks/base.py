@@ -98,6 +98,16 @@ class Attack(ABC):
         """This attack with everything fixed that is drawn once a run."""
         return self
 
+    def trained(
+        self,
+        images: Tensor,  # [N, C, H, W] uint8, or float in [0, 1]
+        labels: Tensor,  # [N] int64
+        relabel: Relabel,
+        seed: int,
+    ) -> Attack:
+        """This attack with everything fixed that is learnt from the training set."""
+        return self
+
     @abstractmethod
     def poison_pixels(
         self,

@@ -174,7 +174,7 @@ def poison(
     wanted = attack.attack_labels(original, relabel)
     selection = select(attack, original, wanted, rate=rate, cover_rate=cover_rate, seed=seed)
 
-    attack = attack.for_run(seed)
+    attack = attack.for_run(seed).trained(images, original, relabel, seed)
     is_poisoned, is_cover = (_mask(indices, original) for indices in selection)
     poisoned = images.detach().clone()
     for stage, chosen in (("poison", is_poisoned), ("cover", is_cover)):

@@ -10,6 +10,7 @@ from bdfast.attacks.adaptive_patch import AdaptivePatch
 from bdfast.attacks.badnets import BadNets
 from bdfast.attacks.base import Attack
 from bdfast.attacks.blended import Blended
+from bdfast.attacks.input_aware import InputAware
 from bdfast.attacks.lf import LF
 from bdfast.attacks.physical_ba import PhysicalBA
 from bdfast.attacks.sig import SIG
@@ -19,7 +20,7 @@ from bdfast.attacks.wanet import WaNet
 from bdfast.errors import message
 
 _KINDS: tuple[type[Attack], ...] = (
-    AdaptiveBlend, AdaptivePatch, BadNets, Blended, LF, PhysicalBA, SIG, SSBA, TaCT, WaNet,
+    AdaptiveBlend, AdaptivePatch, BadNets, Blended, InputAware, LF, PhysicalBA, SIG, SSBA, TaCT, WaNet,
 )  # fmt: skip
 _ATTACKS = {kind.name: kind for kind in _KINDS}
 

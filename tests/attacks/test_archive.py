@@ -13,7 +13,7 @@ import torch
 
 from bdfast.attacks import BadNets, Blended, PoisonedData, names, poison
 
-from .conftest import make_set
+from .conftest import QUICK, make_set
 
 
 @pytest.mark.parametrize("name", names())
@@ -22,7 +22,7 @@ def test_round_trip(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     images, labels = make_set(20)
     if dtype != torch.uint8:
         images = images.to(dtype) / 255
-    data = poison(images, labels, name, rate=0.1, target=3, seed=4, num_classes=10)
+    data = poison(images, labels, name, rate=0.1, target=3, seed=4, num_classes=10, **QUICK.get(name, {}))
     data.save(tmp_path / "set.npz")
     back = PoisonedData.load(tmp_path / "set.npz")
     for field in ("images", "labels", "original_labels", "is_poisoned", "is_cover"):

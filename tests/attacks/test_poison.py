@@ -9,7 +9,7 @@ from torch import Tensor
 from bdfast.attacks import BadNets, PoisonedData, Relabel, WaNet, names, poison
 from bdfast.errors import LabelRangeError
 
-from .conftest import make_set
+from .conftest import QUICK, make_set
 
 
 @pytest.mark.parametrize("name", names())
@@ -19,7 +19,7 @@ def test_only_the_chosen_samples_change(name: str, float_images: bool, any_set: 
     if float_images:
         images = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))  # not on whole grey levels
     before, labels_before = images.clone(), labels.clone()
-    data = poison(images, labels, name, rate=0.1, target=2, seed=5)
+    data = poison(images, labels, name, rate=0.1, target=2, seed=5, **QUICK.get(name, {}))
 
     touched = data.is_poisoned | data.is_cover
     assert torch.equal(images, before)
@@ -30,7 +30,7 @@ def test_only_the_chosen_samples_change(name: str, float_images: bool, any_set: 
     assert (data.labels[data.is_poisoned] == 2).all()
     assert data.images.dtype == images.dtype
     assert int(data.is_poisoned.sum()) == 6
-    assert int(data.is_cover.sum()) == (12 if name == "wanet" else 0)
+    assert int(data.is_cover.sum()) == {"wanet": 12, "input_aware": 6}.get(name, 0)
     assert not (data.is_poisoned & data.is_cover).any()
     assert data.poison_indices.tolist() == data.is_poisoned.nonzero().flatten().tolist()
     assert data.cover_indices.tolist() == data.is_cover.nonzero().flatten().tolist()
@@ -44,7 +44,7 @@ def test_only_the_chosen_samples_change(name: str, float_images: bool, any_set: 
 @pytest.mark.parametrize("name", names())
 def test_poison_is_the_train_transform_of_the_chosen(name: str) -> None:
     images, labels = make_set(80)
-    data = poison(images, labels, name, rate=0.1, seed=3)
+    data = poison(images, labels, name, rate=0.1, seed=3, **QUICK.get(name, {}))
     chosen = data.is_poisoned
     assert torch.equal(data.images[chosen], data.attack.apply(images[chosen], "poison", seed=3))
     assert torch.equal(data.images[data.is_cover], data.attack.apply(images[data.is_cover], "cover", seed=3))
@@ -55,10 +55,11 @@ def test_the_seed_decides_and_the_global_state_stays(name: str) -> None:
     images, labels = make_set(100)
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = poison(images, labels, name, rate=0.05, seed=0)
+    quick = QUICK.get(name, {})
+    first = poison(images, labels, name, rate=0.05, seed=0, **quick)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    again, other = (poison(images, labels, name, rate=0.05, seed=seed) for seed in (0, 1))
+    again, other = (poison(images, labels, name, rate=0.05, seed=seed, **quick) for seed in (0, 1))
     for field in ("images", "labels", "is_poisoned", "is_cover"):
         assert torch.equal(getattr(first, field), getattr(again, field))
     assert first.attack == again.attack
@@ -123,7 +124,7 @@ def test_poisoned_images_survive_png(tmp_path: Path) -> None:
 
     images, labels = make_set(20)
     for name in names():
-        data = poison(images, labels, name, rate=0.1)
+        data = poison(images, labels, name, rate=0.1, **QUICK.get(name, {}))
         for index in data.poison_indices.tolist():
             image.fromarray(data.images[index].permute(1, 2, 0).numpy()).save(tmp_path / "x.png")
             back = torch.from_numpy(np.array(image.open(tmp_path / "x.png"))).permute(2, 0, 1)
@@ -226,8 +227,8 @@ def test_trigger_errors() -> None:
 @pytest.mark.parametrize("name", names())
 def test_devices_agree(name: str) -> None:
     images, labels = make_set(60)
-    host = poison(images, labels, name, rate=0.1, seed=1)
-    device = poison(images.cuda(), labels.cuda(), name, rate=0.1, seed=1)
+    host = poison(images, labels, name, rate=0.1, seed=1, **QUICK.get(name, {}))
+    device = poison(images.cuda(), labels.cuda(), name, rate=0.1, seed=1, **QUICK.get(name, {}))
     assert torch.equal(host.is_poisoned, device.is_poisoned.cpu())
     worst = (host.images.int() - device.images.cpu().int()).abs().max()
     assert worst <= (1 if name in ("wanet", "physical_ba") else 0)

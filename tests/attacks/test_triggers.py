@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bdfast.attacks import LF, SIG, BadNets, Blended, WaNet, get, names
 
-from .conftest import make_set
+from .conftest import make_set, ready
 
 
 def black(*shape: int) -> Tensor:
@@ -299,9 +299,9 @@ def test_lf_errors() -> None:
 @pytest.mark.parametrize("stage", ["poison", "cover", "test"])
 def test_float_and_8_bit_images_agree(name: str, stage: str, any_set: tuple[Tensor, Tensor]) -> None:
     images = any_set[0][:8]
-    whole = get(name).apply(images, stage)  # type: ignore[arg-type]
+    whole = ready(name, any_set[0]).apply(images, stage)  # type: ignore[arg-type]
     for dtype in (torch.float32, torch.float64):
-        fraction = get(name).apply(images.to(dtype) / 255, stage)  # type: ignore[arg-type]
+        fraction = ready(name, any_set[0]).apply(images.to(dtype) / 255, stage)  # type: ignore[arg-type]
         assert fraction.dtype == dtype
         assert torch.equal(fraction, whole.to(dtype) / 255)
     assert whole.shape == images.shape
@@ -311,9 +311,9 @@ def test_float_and_8_bit_images_agree(name: str, stage: str, any_set: tuple[Tens
 @pytest.mark.parametrize("name", names())
 def test_chunks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = make_set(7)
-    whole = [get(name).apply(images, stage) for stage in ("poison", "cover", "test")]  # type: ignore[arg-type]
+    whole = [ready(name, images).apply(images, stage) for stage in ("poison", "cover", "test")]  # type: ignore[arg-type]
     monkeypatch.setattr("bdfast.attacks.base.CHUNK_ELEMENTS", 3 * images[0].numel())
-    parts = [get(name).apply(images, stage) for stage in ("poison", "cover", "test")]  # type: ignore[arg-type]
+    parts = [ready(name, images).apply(images, stage) for stage in ("poison", "cover", "test")]  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
@@ -321,20 +321,20 @@ def test_chunks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inputs_stay_and_memory_layout_is_kept(name: str) -> None:
     images = make_set(4)[0].contiguous(memory_format=torch.channels_last)
     before = images.clone()
-    out = get(name).apply(images)
+    out = ready(name, images).apply(images)
     assert torch.equal(images, before)
     assert out.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(out, get(name).apply(before.contiguous()))
+    assert torch.equal(out, ready(name, before).apply(before.contiguous()))
     doubles = before.double() / 255
-    get(name).apply(doubles)
+    ready(name, before).apply(doubles)
     assert torch.equal(doubles, before.double() / 255)
 
 
 @pytest.mark.parametrize("name", names())
 def test_empty_batches_and_single_pixels(name: str) -> None:
-    assert get(name).apply(black(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+    assert ready(name, black(4, 3, 8, 8)).apply(black(0, 3, 8, 8)).shape == (0, 3, 8, 8)
     if name not in ("adaptive_patch", "badnets", "tact"):  # their patches have at least 3 x 3 pixels
-        assert get(name).apply(black(2, 1, 1, 1)).shape == (2, 1, 1, 1)
+        assert ready(name, black(2, 1, 1, 1)).apply(black(2, 1, 1, 1)).shape == (2, 1, 1, 1)
 
 
 def test_attacks_compare_by_value() -> None:

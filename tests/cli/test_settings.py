@@ -69,7 +69,7 @@ def test_resolved_settings_are_a_config(tmp_path: Path) -> None:
         (["--rate", "much"], ["`--rate` expected none, or a number, got 'much'"]),
         (["--rate", "2"], ["`rate` expected a number in [0, 1], got 2.0"]),
         (["--mode", "some"], ["`--mode` expected all-to-one|all-to-all, got 'some'"]),
-        (["--attack", "nets"], ["`attack` expected one of badnets, blended", "got 'nets'"]),
+        (["--attack", "nets"], ["`attack` expected one of ", "badnets, blended", "got 'nets'"]),
         (["--attack", "sig", "--set", "size=3"], ["`--set size`", "name of a setting"]),
         (["--model", "resnet"], ["`name` expected one of digits_cnn", "did you mean 'resnet"]),
         (["--device", "tpu9"], ["`--device` expected a device of this machine, got 'tpu9"]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from bdfast.errors import message
+from bdfast.runtime.precision import PRECISIONS, Precision
 from bdfast.training.options import check_count, check_number, check_one_of
 
 Sites: TypeAlias = Literal["stage-relu", "all-relu"] | Sequence[str]
@@ -189,6 +190,10 @@ class PadFTConfig:
     """Features a sample that are kept for the split; wider ones are projected at random to so many (Johnson and
     Lindenstrauss), which keeps memory at 4 * split_dims bytes a sample."""
 
+    precision: Precision = "fp32"
+    """Of the network in steps 2 and 3: "bf16" runs convolutions in bfloat16, with bounds, losses and the last layer in
+    float32. Step 1 is float32 always: its margins decide who is trusted."""
+
     seed: int = 0
     """Seeds order, augmentation and projection."""
 
@@ -208,6 +213,7 @@ class PadFTConfig:
         self._check_tuning(where)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(message(where, "seed", "a whole number in [0, 2^32)", repr(self.seed), "pass 0, say"))
+        check_one_of(where, "precision", self.precision, PRECISIONS)
         _check_flag(where, "deterministic", self.deterministic)
 
     def _check_selection(self, where: str) -> None:

@@ -21,6 +21,7 @@ from bdfast.nn.clip_activations import ClippedModel
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
 from bdfast.runtime.outputs import logits_of
+from bdfast.runtime.precision import Autocast
 from bdfast.runtime.progress import Stopwatch
 from bdfast.runtime.resident import ResidentData
 from bdfast.training.resume import fingerprint
@@ -94,6 +95,8 @@ class Run:
         images, _ = self.source.read(range(min(2, len(self.source))))
         self.work = clipped = clip_activations(self.work, config.sites, example=to_floats(images, self.place))
         forward = self.forward.eval()
+        if config.precision != "fp32":
+            forward = Autocast(forward, config.precision)
         for p in forward.parameters():
             p.requires_grad_(False)
         observed, logits = observe(forward, clipped.sites, trusted, config.score_batch_size)

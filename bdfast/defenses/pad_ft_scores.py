@@ -181,5 +181,5 @@ class LastLayer:
         """The features alone, without gradients."""
         return self(images)[0]
 
-    def _catch(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._hidden = inputs[0]
+    def _catch(self, layer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        self._hidden = inputs[0].to(layer.weight.dtype)  # of lower precision under autocast

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -23,3 +24,30 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
         torch.bfloat16
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class Autocast(nn.Module):
+    """A network whose forward and backward passes run in a precision of their own; its outputs are float32.
+
+    Attributes:
+        module: the network, which is not copied.
+
+    Example:
+        >>> net = Autocast(nn.Linear(2, 1), "bf16")
+        >>> net(torch.ones(3, 2)).dtype
+        torch.float32
+    """
+
+    def __init__(self, module: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        self.module, self._precision = module, precision
+        self.training = module.training
+
+    def forward(
+        self,
+        images: Tensor,  # [N, C, H, W]
+    ) -> Tensor:
+        with autocast(images.device, self._precision):
+            output = self.module(images)
+        logits: Tensor = getattr(output, "logits", output)
+        return logits.float()

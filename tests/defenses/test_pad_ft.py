@@ -437,3 +437,18 @@ def test_digits_evaluate_under_bounds(victim: Victim) -> None:
     twin = copy.deepcopy(result.model)
     assert torch.equal(metrics.predict(twin, test[0]).classes, metrics.predict(result.model, test[0]).classes)
     assert all(name in result.model.state_dict() for name in victim.model.state_dict())
+
+
+def test_bfloat16_is_close_and_leaves_step_1_alone(victim: Victim) -> None:
+    data = (victim.train[0][:300], victim.train[1][:300])
+    short: Any = {"k": 10, "clip_epochs": 3, "epochs": 2}
+    exact = pad_ft(victim.model, data, PadFTConfig(**short))
+    half = pad_ft(victim.model, data, PadFTConfig(precision="bf16", **short))
+    assert torch.equal(half.scores, exact.scores)
+    assert torch.equal(half.selected, exact.selected)
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+    for name, z in exact.bounds.items():
+        assert not torch.equal(half.bounds[name], z)
+        torch.testing.assert_close(half.bounds[name], z, rtol=0.1, atol=0.1)
+    with pytest.raises(ValueError, match="`precision` expected"):
+        PadFTConfig(precision="fp16")  # type: ignore[arg-type]

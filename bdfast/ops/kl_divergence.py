@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bdfast.backends import Implementation, Op, requested
-from bdfast.backends.availability import native, runs_cpp
+from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
@@ -195,6 +195,18 @@ def _gradients(logits: Tensor, wants_p: bool, wants_q: bool) -> tuple[Tensor, Te
     return logits.new_empty((n if wants_p else 0, c)), logits.new_empty((n if wants_q else 0, c))
 
 
+def _triton(logits_p: Tensor, logits_q: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    from bdfast.triton_kernels import kl_divergence as kernels
+
+    return kernels.forward(logits_p, logits_q, *options)  # type: ignore[no-any-return]
+
+
+def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from bdfast.triton_kernels import kl_divergence as kernels
+
+    return kernels.backward(*arguments)  # type: ignore[no-any-return]
+
+
 def _fake(logits_p: Tensor, logits_q: Tensor, reduction: str, keep_stats: bool, backend: str) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if logits_p.dtype == torch.float64 else torch.float32
     n = logits_p.shape[0]
@@ -216,6 +228,7 @@ def _fake_backward(
 
 
 _runs_cpp = partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)
+_runs_triton = partial(runs_triton, dtypes=validation.HALF_OR_FLOAT)
 
 FORWARD = Op(
     name="kl_divergence_fwd",
@@ -225,6 +238,7 @@ FORWARD = Op(
     key=lambda logits_p, *_: logits_p,
     implementations=(
         Implementation("cpp", _cpp, _runs_cpp),
+        Implementation("triton", _triton, _runs_triton),
         Implementation("reference", reference, always),
     ),
 )
@@ -238,6 +252,7 @@ BACKWARD = Op(
     key=lambda grad_loss, logits_p, *_: logits_p,
     implementations=(
         Implementation("cpp", _cpp_backward, _runs_cpp),
+        Implementation("triton", _triton_backward, _runs_triton),
         Implementation("reference", reference_backward, always),
     ),
 )

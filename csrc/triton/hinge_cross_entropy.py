@@ -16,30 +16,12 @@ from torch import Tensor
 
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of
+from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of, row_stats
 
 MAX_PROGRAMS = 1024  # of a forward; also the tile in which one program adds their partial sums
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _row_stats(p_logits, o_row, m_n, C, TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Maximum and sum of exp(z - maximum) of each row, in one read: the sum is rescaled when the maximum moves."""
-    b_max = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    b_sum = tl.zeros((BLOCK_N,), tl.float32)
-    for tile in range(TILES):
-        o_c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
-        m_tile = m_n[:, None] & (o_c < C)[None, :]
-        p_tile = p_logits + o_row[:, None] + o_c[None, :]
-        b_z = tl.load(p_tile, mask=m_tile, other=float("-inf")).to(tl.float32)
-        b_next = tl.maximum(b_max, tl.max(b_z, axis=1))
-        # While a row has shown nothing but -inf, subtract 0: -inf - -inf would spoil a sum that may yet become finite.
-        b_shift = tl.where(b_next == float("-inf"), 0.0, b_next)
-        b_sum = b_sum * tl.exp(b_max - b_shift) + tl.sum(tl.exp(b_z - b_shift[:, None]), axis=1)
-        b_max = b_next
-    return b_max, tl.where(b_max == float("-inf"), float("nan"), b_sum)
 
 
 @triton.jit
@@ -93,7 +75,7 @@ def hinge_cross_entropy_fwd_kernel(
         o_row = o_n * stride_n
         m_n = o_n < N
         _, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
-        b_max, b_sum = _row_stats(p_logits, o_row, m_n, C, TILES, BLOCK_N, BLOCK_C)
+        b_max, b_sum = row_stats(p_logits, o_row, m_n, C, TILES, BLOCK_N, BLOCK_C)
         tl.store(p_stats + 2 * o_n, b_max, mask=m_n)
         tl.store(p_stats + 2 * o_n + 1, b_sum, mask=m_n)
         b_loss = (b_max - b_zy) + tl.log(b_sum)

@@ -58,6 +58,24 @@ def label_logit(p_logits, p_target, o_n, o_row, m_n, C):
     return b_y, tl.where(m_y, b_zy, float("nan"))
 
 
+@triton.jit
+def row_stats(p_logits, o_row, m_n, C, TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Maximum and sum of exp(z - maximum) of each row, in one read: the sum is rescaled when the maximum moves."""
+    b_max = tl.full((BLOCK_N,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((BLOCK_N,), tl.float32)
+    for tile in range(TILES):
+        o_c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
+        m_tile = m_n[:, None] & (o_c < C)[None, :]
+        p_tile = p_logits + o_row[:, None] + o_c[None, :]
+        b_z = tl.load(p_tile, mask=m_tile, other=float("-inf")).to(tl.float32)
+        b_next = tl.maximum(b_max, tl.max(b_z, axis=1))
+        # While a row has shown nothing but -inf, subtract 0: -inf - -inf would spoil a sum that may yet become finite.
+        b_shift = tl.where(b_next == float("-inf"), 0.0, b_next)
+        b_sum = b_sum * tl.exp(b_max - b_shift) + tl.sum(tl.exp(b_z - b_shift[:, None]), axis=1)
+        b_max = b_next
+    return b_max, tl.where(b_max == float("-inf"), float("nan"), b_sum)
+
+
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Launches go to the current device: make it the tensor's. In the interpreter there is none."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -15,12 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from bdfast.ops.rows import classes_contiguous
+from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.row_sum import store_sum
 from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of
 from bdfast.triton_kernels.sce_margin import margin_of, other_classes
-
-MAX_PROGRAMS = 1024  # of a forward; also the tile in which one program adds their partial sums
-
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
@@ -45,15 +44,6 @@ def _terms(b_margin):
     m_wrong = b_margin > 0.0
     b_ce = tl.where(m_wrong, b_margin, 0.0) + _log1p_unit(b_e)
     return b_ce, tl.where(m_wrong, b_large, b_small), tl.where(m_wrong, b_small, b_large)
-
-
-@triton.jit
-def _reduced(b_total, N, MEAN: tl.constexpr):
-    """The scalar loss from the float64 sum over rows; 0 / 0 = NaN is the mean of an empty batch."""
-    b_loss = b_total
-    if MEAN:
-        b_loss = b_total / N
-    return b_loss.to(tl.float32)
 
 
 @triton.jit
@@ -100,29 +90,7 @@ def sce_loss_fwd_kernel(
             tl.store(p_loss + o_n, b_loss, mask=m_n)
         block += tl.num_programs(0)
     if REDUCE:
-        b_sum_of_rows = tl.sum(b_total, axis=0)
-        if ONE_PROGRAM:
-            tl.store(p_loss, _reduced(b_sum_of_rows, N, MEAN))
-        else:
-            tl.store(p_partials + tl.program_id(0), b_sum_of_rows)
-
-
-@triton.jit
-def sce_loss_sum_kernel(
-    p_partials,  # [programs] float64
-    p_loss,  # one float32
-    programs,
-    N,
-    MEAN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    # Computes the scalar loss from the sums that the programs of the forward left.
-    # A single program owns them all.
-    # Reads 8 bytes a program of the forward; writes 4.
-    # Accumulates in float64, in an order fixed by BLOCK.
-    o_p = tl.arange(0, BLOCK)
-    b_partials = tl.load(p_partials + o_p, mask=o_p < programs, other=0.0)
-    tl.store(p_loss, _reduced(tl.sum(b_partials, axis=0), N, MEAN))
+        store_sum(b_total, p_loss, p_partials, N, MEAN, ONE_PROGRAM)
 
 
 @triton.jit
@@ -187,7 +155,7 @@ def forward(
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
     launch = Launch.choose(c, z.stride(0))
-    programs = max(1, min(triton.cdiv(n, launch.block_n), MAX_PROGRAMS))
+    programs = max(1, min(triton.cdiv(n, launch.block_n), row_sum.MAX_PROGRAMS))
     reduce = reduction != "none"
     mean = reduction == "mean"
     loss = z.new_empty(() if reduce else (n,), dtype=torch.float32)
@@ -200,7 +168,7 @@ def forward(
             REDUCE=reduce, MEAN=mean, ONE_PROGRAM=programs == 1, **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
         if two_launches:
-            sce_loss_sum_kernel[(1,)](partials, loss, programs, n, MEAN=mean, BLOCK=MAX_PROGRAMS, num_warps=4)
+            row_sum.finish(partials, loss, programs, n, mean)
     return loss, stats
 
 
@@ -271,11 +239,4 @@ AOT_VARIANTS = [
     *(_backward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
     _backward_variant("fp32", 4096),
     _backward_variant("fp32", 1, "none", N=1, C=1, stride_n=1, stride_grad_loss=1),
-    AotVariant(
-        sce_loss_sum_kernel,
-        {"p_partials": "*fp64", "p_loss": "*fp32", "programs": "i32", "N": "i32"},
-        {"MEAN": True, "BLOCK": MAX_PROGRAMS},
-        4,
-        ("p_partials", "p_loss"),
-    ),
 ]

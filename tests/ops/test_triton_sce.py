@@ -18,7 +18,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if (reason := runs_triton(torch.empty(0, device=DEVICE), dtypes=(torch.float32,))) is not None:
     pytest.skip(f"triton: {reason}", allow_module_level=True)
 
-from bdfast.triton_kernels import linear_sce_margin, sce_loss, sce_margin  # noqa: E402
+from bdfast.triton_kernels import linear_sce_margin, row_sum, sce_loss, sce_margin  # noqa: E402
 from bdfast.triton_kernels.rows import Launch  # noqa: E402
 
 pytestmark = [
@@ -41,7 +41,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         return cls(4, 8, -(-classes // 8), 1, 4)
 
     monkeypatch.setattr(Launch, "choose", classmethod(choose))
-    monkeypatch.setattr(sce_loss, "MAX_PROGRAMS", 4)
+    monkeypatch.setattr(row_sum, "MAX_PROGRAMS", 4)
     for name, size in (("BLOCK_N", 16), ("BLOCK_C", 16), ("BLOCK_D", 16)):
         monkeypatch.setattr(linear_sce_margin, name, size)
 

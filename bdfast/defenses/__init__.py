@@ -5,6 +5,7 @@ function           what it does                                                 
 =================  ==================================================================  ======================
 :func:`d3`         leaves the backdoored weights as far as the clean loss allows       arXiv 2411.09585
 :func:`pad_ft`     purifies the poisoned set, clips activations, tunes the head        arXiv 2409.12072
+:func:`gic`        calibrates auxiliary images for a victim; any purifier then  arXiv 2502.07231
 :func:`ft_sam`     trains on with clean data, sharpness-aware                          arXiv 2304.11823
 :func:`fine_tune`  trains on with clean data: the baseline                             BackdoorBench's ``ft``
 =================  ==================================================================  ======================
@@ -15,19 +16,33 @@ from __future__ import annotations
 from bdfast.defenses.d3 import D3Config, D3Result, d3
 from bdfast.defenses.fine_tune import FineTuneConfig, FineTuneResult, fine_tune
 from bdfast.defenses.ft_sam import FTSAMConfig, FTSAMResult, ft_sam
+from bdfast.defenses.gic import GICResult, gic
+from bdfast.defenses.gic_calibrators import Calibrator, calibrator
+from bdfast.defenses.gic_config import GICConfig
+from bdfast.defenses.gic_imprint import ImprintReport
 from bdfast.defenses.pad_ft import PadFTConfig, PadFTResult, pad_ft
+from bdfast.defenses.purify_with import CalibratedPurification, Purifier, purify_with
 
 __all__ = [
+    "CalibratedPurification",
+    "Calibrator",
     "D3Config",
     "D3Result",
     "FTSAMConfig",
     "FTSAMResult",
     "FineTuneConfig",
     "FineTuneResult",
+    "GICConfig",
+    "GICResult",
+    "ImprintReport",
     "PadFTConfig",
     "PadFTResult",
+    "Purifier",
+    "calibrator",
     "d3",
     "fine_tune",
     "ft_sam",
+    "gic",
     "pad_ft",
+    "purify_with",
 ]

@@ -1,1 +1,1 @@
-"""BackdoorBench and backdoor-toolbox: their files, read without running what is in them, written as they read them."""
+"""Files of BackdoorBench and backdoor-toolbox: read without running what is in them, and written for them to read."""

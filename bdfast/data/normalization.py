@@ -19,13 +19,16 @@ NORMALIZATIONS = {
     "cifar100": Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "tiny": Normalization((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
     "gtsrb": Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # trained without normalization
+    "celeba": Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # likewise
+    "mnist": Normalization((0.5,), (0.5,)),
     "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "digits": Normalization((0.3053,), (0.3759,)),  # of all 1,797 images after scaling to 0..255
 }
 
 
 def normalization(name: str) -> Normalization:
-    """``(mean, std)`` of a data set: ``cifar10``, ``cifar100``, ``tiny``, ``gtsrb``, ``imagenet`` or ``digits``.
+    """``(mean, std)`` of a data set: ``cifar10``, ``cifar100``, ``tiny``, ``gtsrb``, ``celeba``, ``mnist``,
+    ``imagenet`` or ``digits``.
 
     Raises:
         ValueError: another name.

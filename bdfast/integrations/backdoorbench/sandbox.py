@@ -55,6 +55,7 @@ class Limits:
     Attributes:
         file: bytes of the file.
         pickle: bytes of the pickle in it (images in memory lie there).
+        values: numbers, texts and containers, shared ones counted wherever they occur.
         blob: bytes of the arrays and tensors.
         memory: bytes of address space of the process, besides the file's.
         seconds: of processor time, and of the clock.
@@ -62,6 +63,7 @@ class Limits:
 
     file: int = 8 << 30
     pickle: int = 2 << 30
+    values: int = 1 << 22
     blob: int = 8 << 30
     memory: int = 8 << 30
     seconds: int = 120
@@ -173,6 +175,8 @@ class _Builder:
     def storage(self, dtype: str, first: int, count: int) -> Tensor:
         if dtype not in _DTYPES:
             raise ValueError("an unknown dtype")
+        if count == 0:
+            return torch.empty(0, dtype=getattr(torch, dtype))
         return torch.from_numpy(self.span(first, count).copy()).view(getattr(torch, dtype))
 
     def value(self, node: Any) -> Any:

@@ -86,4 +86,4 @@ def describe(file: str, out: str, limits: dict[str, int]) -> dict[str, Any]:
             )
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             contents = read(data, limits["pickle"])
-            return Describer(data, contents, blob, limits["blob"]).describe()
+            return Describer(data, contents, blob, limits["blob"], limits["values"]).describe()

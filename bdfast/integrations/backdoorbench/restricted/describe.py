@@ -19,7 +19,6 @@ from .inert import NUMPY_DTYPES, Array, Dtype, Image, Tensor
 from .refused import Refused, damaged, quote
 
 MAX_DEPTH = 32
-MAX_VALUES = 1 << 23
 _CHUNK = 1 << 24
 _ALIGN = 64
 
@@ -32,10 +31,12 @@ class Describer:
         contents: what was found in it.
         blob: where raw bytes go.
         max_bytes: the most of them.
+        max_values: the most values of all kinds, shared ones counted wherever they occur.
     """
 
-    def __init__(self, data: Any, contents: Contents, blob: IO[bytes], max_bytes: int) -> None:
-        self.data, self.contents, self.blob, self.max_bytes = data, contents, blob, max_bytes
+    def __init__(self, data: Any, contents: Contents, blob: IO[bytes], max_bytes: int, max_values: int) -> None:
+        self.data, self.contents, self.blob = data, contents, blob
+        self.max_bytes, self.max_values = max_bytes, max_values
         self.storages: dict[str, list[Any]] = {}
         self.written = 0
         self.count = 0
@@ -52,8 +53,8 @@ class Describer:
 
     def value(self, value: Any) -> Any:
         self.count += 1
-        if self.count > MAX_VALUES or len(self.path) > MAX_DEPTH:
-            expected = f"at most {MAX_VALUES} values, {MAX_DEPTH} deep"
+        if self.count > self.max_values or len(self.path) > MAX_DEPTH:
+            expected = f"at most {self.max_values} values, {MAX_DEPTH} deep"
             raise Refused("limit", self.where[:200], expected, "more, or a value inside itself", "save less")
         if value is None or isinstance(value, (bool, str)):
             return self.text(value) if isinstance(value, str) else value

@@ -1,0 +1,172 @@
+"""Files of torch.save are read without running anything in them, and broken ones end in an error."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bdfast.integrations.backdoorbench import ArtefactError, Limits, RawImage, read_artefact
+from bdfast.integrations.backdoorbench.restricted.container import read
+from bdfast.integrations.backdoorbench.restricted.refused import Refused
+from bdfast.integrations.backdoorbench.torch_save import torch_save
+from tests.integrations.hostile import CASES, PROTO, pt, saved, tensor
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Exception | None, Path, bool]]:
+    """What reading each hostile file raises, the file, and whether its canary sings; a few processes at a time."""
+    folder = tmp_path_factory.mktemp("hostile")
+
+    def attempt(number: int) -> tuple[Exception | None, Path, bool]:
+        case = list(CASES.values())[number]
+        canary, file = folder / f"canary{number}", folder / f"case{number}.pt"
+        file.write_bytes(case.build(str(canary)))
+        try:
+            read_artefact(file, limits=Limits(values=100_000))
+        except Exception as error:
+            return error, file, canary.exists()
+        return None, file, canary.exists()
+
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(CASES, pool.map(attempt, range(len(CASES))), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused(name: str, refusals: dict[str, tuple[Exception | None, Path, bool]]) -> None:
+    error, file, sings = refusals[name]
+    assert isinstance(error, ArtefactError), error
+    assert not sings
+    text = str(error)
+    assert text.startswith(f"read_artefact: `{file}: ")
+    assert " expected " in text
+    assert ", got " in text
+    assert "; " in text
+    assert CASES[name].says in text
+    assert text.isprintable()
+
+
+def test_corpus_is_large_and_its_gadgets_work(tmp_path: Path) -> None:
+    """The gadgets do run where a file is unpickled: the canary would sing."""
+    assert len(CASES) >= 100
+    for name in ("global os.system", "global open", "global eval", "pickle's own, protocol 2"):
+        canary, file = tmp_path / "canary", tmp_path / "x.pt"
+        file.write_bytes(CASES[name].build(str(canary)))
+        try:
+            torch.load(file, weights_only=False)
+        finally:
+            assert canary.exists(), name
+        canary.unlink()
+
+
+def everything() -> dict[str, Any]:
+    pixels = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    return {
+        "state": OrderedDict(torch.nn.BatchNorm2d(3).state_dict()),
+        "parameter": torch.nn.Parameter(torch.tensor([1.5, -2.0])),
+        "view": torch.arange(6, dtype=torch.int64).reshape(2, 3).T,
+        "shared": [torch.arange(4.0)[1:3]] * 2,
+        "half": torch.tensor([1.0, 0.5], dtype=torch.bfloat16),
+        "empty": torch.empty(0, 3),
+        "array": np.arange(6).reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "mask": np.array([True, False]),
+        "scalars": [np.int64(-7), np.float32(2.5), np.bool_(True)],
+        "images": {np.int64(3): (Image.fromarray(pixels), 1, 2), 5: (Image.fromarray(pixels[:, :, 0]), 0, 0)},
+        "plain": [None, True, -5, 2**40, 0.25, "text", b"bytes", b"", (1, "two"), {"k": {}}],
+        "nan": float("nan"),
+        "size": torch.Size([2, 3]),
+        "device": torch.device("cuda", 1),
+    }
+
+
+def same(read: Any, saved: Any) -> bool:
+    if isinstance(saved, torch.Tensor):
+        return read.dtype == saved.dtype and torch.equal(read, saved.detach())
+    if isinstance(saved, np.ndarray):
+        return read.dtype == saved.dtype and np.array_equal(read, saved)
+    if isinstance(saved, Image.Image):
+        return isinstance(read, RawImage) and np.array_equal(read.pixels, np.atleast_3d(np.asarray(saved)))
+    if isinstance(saved, dict):
+        return list(read) == list(saved) and all(same(read[key], saved[key]) for key in saved)
+    if isinstance(saved, (list, tuple)):
+        return len(read) == len(saved) and all(map(same, read, saved))
+    return read == saved or (saved != saved and read != read) or str(saved) == read
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 5}], ids=str)
+def test_what_torch_saves_is_read(tmp_path: Path, options: dict[str, Any]) -> None:
+    torch.save(everything(), tmp_path / "x.pt", **options)
+    artefact = read_artefact(tmp_path / "x.pt")
+    assert artefact.kind == ("legacy" if "_use_new_zipfile_serialization" in options else "zip")
+    assert same(artefact.value, everything())
+
+
+def test_module_name_of_numpy_1(tmp_path: Path) -> None:
+    torch_save(everything(), tmp_path / "x.pt")
+    raw = (tmp_path / "x.pt").read_bytes()
+    assert b"numpy.core.multiarray" in raw
+    assert b"numpy._core" not in raw
+    assert same(read_artefact(tmp_path / "x.pt").value, everything())
+    unpickled = torch.load(tmp_path / "x.pt", weights_only=False)  # numpy 2 finds them under the old name too
+    assert same(unpickled["array"], everything()["array"])
+
+
+def test_tensors_own_their_memory(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(4.0)}, tmp_path / "x.pt")
+    tensor = read_artefact(tmp_path / "x.pt").value["a"]
+    tensor += 1
+    assert tensor.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (Limits(file=100), "1 to 100 bytes"),
+        (Limits(pickle=10), "at most 10 bytes"),
+        (Limits(blob=8), "at most 8 bytes"),
+        (Limits(seconds=0), "within 0 s"),
+    ],
+    ids=str,
+)
+def test_limits(tmp_path: Path, limits: Limits, says: str) -> None:
+    (tmp_path / "x.pt").write_bytes(saved(tensor((4,), (1,))))
+    with pytest.raises(ArtefactError, match=says) as caught:
+        read_artefact(tmp_path / "x.pt", limits=limits)
+    assert caught.value.kind == "limit"
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """Text that names itself in the memo a million times takes little; a list of copies does not."""
+    copies = b"](" + b"B" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20)
+    (tmp_path / "x.pt").write_bytes(pt(PROTO + copies * 64 + b"."))
+    with pytest.raises(ArtefactError) as caught:
+        read_artefact(tmp_path / "x.pt", limits=Limits(memory=64 << 20))
+    assert caught.value.kind in ("limit", "damaged")
+
+
+@pytest.mark.parametrize("what", ["nothing", "folder"])
+def test_no_file(tmp_path: Path, what: str) -> None:
+    path = tmp_path if what == "folder" else tmp_path / "nowhere.pt"
+    with pytest.raises(FileNotFoundError, match=r"a file of torch\.save"):
+        read_artefact(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damage_never_escapes(data: st.DataObject) -> None:
+    """Any change of a few bytes is either harmless or refused, by the reader itself and not by a crash."""
+    whole = bytearray(saved(b"](" + tensor((2, 2), (2, 1)) + b"(K\x01" + b"}" + b"t" + b"e"))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(Refused):
+        read(bytes(whole), 1 << 20)

@@ -26,6 +26,6 @@ def test_digits_constants_are_those_of_the_images() -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(
-        ValueError, match=r"normalization: `name` expected one of \['cifar10', .*got 'mnist'; pass mean"
+        ValueError, match=r"normalization: `name` expected one of \['celeba', 'cifar10', .*got 'svhn'; pass mean"
     ):
-        normalization("mnist")
+        normalization("svhn")

@@ -63,23 +63,24 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [stage for stage in stages().values() if not arguments.only or stage.name in arguments.only]
     ends = time.monotonic() + arguments.seconds
     reports: dict[str, Report] = {}
-    for index, stage in enumerate(chosen):
-        # Its share of what is left: stages that end early leave more to those that follow.
-        share = stage.seconds / sum(later.seconds for later in chosen[index:])
-        limit = share * (ends - time.monotonic())
-        print(f"=== {stage.name}: {stage.title} (at most {limit:.0f} s)", flush=True)
-        reports[stage.name] = run_stage(stage, arguments, limit)
-        print(f"--- {stage.name}: {_verdict(reports[stage.name])}\n", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for index, stage in enumerate(chosen):
+            # Its share of what is left: stages that end early leave more to those that follow.
+            share = stage.seconds / sum(later.seconds for later in chosen[index:])
+            limit = share * (ends - time.monotonic())
+            print(f"=== {stage.name}: {stage.title} (at most {limit:.0f} s)", flush=True)
+            reports[stage.name] = run_stage(stage, arguments, limit, scratch)
+            print(f"--- {stage.name}: {_verdict(reports[stage.name])}\n", flush=True)
     _write(arguments, reports, sys.argv if argv is None else ["benchmarks/gpu_check.py", *argv])
     _print(chosen, reports)
     return int(any(report["status"] not in ("passed", "skipped") for report in reports.values()))
 
 
-def run_stage(stage: Stage, arguments: argparse.Namespace, limit: float) -> Report:
+def run_stage(stage: Stage, arguments: argparse.Namespace, limit: float, scratch: str) -> Report:
     """Run a stage in a process of its own, and end it with everything that it started when its time is over."""
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder, "report.json"), Path(folder, "log.txt")
-        command = [sys.executable, str(Path(__file__).resolve()), "--child", stage.name, str(path)]
+        command = [sys.executable, str(Path(__file__).resolve()), "--child", stage.name, str(path), scratch]
         command += ["--device", arguments.device, "--seconds", str(limit - GRACE_SECONDS)]
         command += ["--quick"] * arguments.quick + (["--data", arguments.data] if arguments.data else [])
         began = time.monotonic()
@@ -108,7 +109,7 @@ def run_stage(stage: Stage, arguments: argparse.Namespace, limit: float) -> Repo
 
 def run_child(arguments: argparse.Namespace) -> int:
     """Run one stage here, and keep its report in a file."""
-    name, path = arguments.child
+    name, path, scratch = arguments.child
     deadline = time.monotonic() + arguments.seconds
 
     def save(result: Result, status: str = "running", reason: str = "") -> None:
@@ -116,7 +117,7 @@ def run_child(arguments: argparse.Namespace) -> int:
         beside.write_text(json.dumps({"status": status, "reason": reason, "result": result}), encoding="utf-8")
         os.replace(beside, path)
 
-    context = Context(torch.device(arguments.device), arguments.quick, arguments.data, deadline, save)
+    context = Context(torch.device(arguments.device), arguments.quick, arguments.data, deadline, save, Path(scratch))
     try:
         result = stages()[name].run(context)
     except SkipStage as reason:
@@ -195,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="STAGE", choices=list(stages()), help=f"of {', '.join(stages())}")
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help=f"for everything ({TOTAL_SECONDS:.0f})")
     parser.add_argument("--output", type=Path, help="the result file")
-    parser.add_argument("--child", nargs=2, metavar=("STAGE", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, metavar=("STAGE", "FILE", "SCRATCH"), help=argparse.SUPPRESS)
     return parser
 
 

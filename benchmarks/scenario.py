@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,8 +68,8 @@ class Victim:
         return images[chosen], labels[chosen]
 
 
-def make_victim(scenario: Scenario, device: torch.device) -> Victim:
-    """Poison the training set and train on it."""
+def make_victim(scenario: Scenario, device: torch.device, scratch: Path | None = None) -> Victim:
+    """Poison the training set and train on it; a folder ``scratch`` keeps the victim for whoever asks for it next."""
     images, labels = scenario.data.train
     poisoned = bdfast.attacks.poison(images, labels, scenario.attack, rate=scenario.rate, seed=scenario.seed)
     model = bdfast.models.build(
@@ -78,12 +80,17 @@ def make_victim(scenario: Scenario, device: torch.device) -> Victim:
         normalize=bdfast.data.normalization(scenario.name),
         seed=scenario.seed,
     ).to(device)
-    began = time.perf_counter()
-    train_classifier(model, poisoned, scenario.training)
-    synchronize(device)
-    seconds = time.perf_counter() - began
+    kept = None if scratch is None else scratch / f"{_slug(scenario)}.pt"
+    trained = train_classifier(model, poisoned, scenario.training, checkpoint=kept)
+    seconds = sum(epoch["seconds"] for epoch in trained.history)
     test = scenario.data.test
     return Victim(scenario, model, poisoned, evaluate(model, test, poisoned.trigger(*test)), seconds)
+
+
+def _slug(scenario: Scenario) -> str:
+    size = len(scenario.data.train[1])
+    parts = (scenario.name, size, scenario.architecture, scenario.attack, scenario.rate, scenario.seed)
+    return "-".join(map(str, (*parts, zlib.crc32(repr(scenario.training).encode()))))
 
 
 def judge(victim: Victim, defenses: Mapping[str, Defense], reserve: int) -> list[dict[str, Any]]:

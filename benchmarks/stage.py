@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Context:
         data: CIFAR-10, a file or folder; None where there is none.
         deadline: when to be done, on the clock of :func:`time.monotonic`; the process is killed then.
         save: keeps a result so far, in case that happens.
+        scratch: a folder that all stages of a check share, for victims that several of them attack.
     """
 
     device: torch.device
@@ -35,6 +37,7 @@ class Context:
     data: str | None
     deadline: float
     save: Callable[[Result], None]
+    scratch: Path | None = None
 
     @property
     def seconds_left(self) -> float:

@@ -23,7 +23,7 @@ STEP_EPOCHS = 4  # of each short run that steps are timed in; the first epoch wa
 def run(context: Context) -> Result:
     """Train the victim, defend it, and compare the time of a step."""
     case, reserve = cifar10(context) if not context.quick else digits()
-    victim = scenario.make_victim(case, context.device)
+    victim = scenario.make_victim(case, context.device, context.scratch)
     precision: Any = "bf16" if context.device.type == "cuda" else "fp32"
     augment: Any = case.training.augment
     options = {"augment": augment, "precision": precision, **({"epochs": 2} if context.quick else {})}

@@ -16,7 +16,7 @@ GOAL = 15.0  # seconds, on one H200, after the victim is trained
 def run(context: Context) -> Result:
     """Train the victim, purify it with each preset, and say where the time went."""
     case, _ = digits() if context.quick else cifar10(context)
-    victim = scenario.make_victim(case, context.device)
+    victim = scenario.make_victim(case, context.device, context.scratch)
     result: Result = {"victim": {**scenario.percent(victim.metrics), "seconds": round(victim.seconds, 2)}}
     result["goal_seconds"], result["records"] = GOAL, []
     for preset in ("paper", "robust"):

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from bdfast.data import load
 from bdfast.testing import OpSuite
+from bdfast.training import TrainConfig
 from benchmarks import gpu_check
 from benchmarks.checks import large, numerics
 from benchmarks.checks import tests as tests_stage
 from benchmarks.device_timing import WINDOW, count_activity
 from benchmarks.end_to_end import d3
+from benchmarks.scenario import Scenario, make_victim
 from benchmarks.stage import Context, Result, SkipStage
 from benchmarks.stages import CHECKS, stages
 
@@ -153,7 +156,7 @@ def test_a_stage_that_does_not_end_well_keeps_what_it_found(
     script.write_text("import sys; " + program.format(keep=keep))
     monkeypatch.setattr(gpu_check, "__file__", str(script))
     arguments = gpu_check._parser().parse_args(["--device", "cpu"])
-    report = gpu_check.run_stage(stages()["large"], arguments, 1.0)
+    report = gpu_check.run_stage(stages()["large"], arguments, 1.0, str(tmp_path))
     assert report["status"] == status
     assert report["reason"] == reason
     assert report["result"] == {"lines": []}
@@ -194,3 +197,15 @@ def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert all(name in shown for name in stages())
     assert "Exit code" in shown
+
+
+def test_stages_share_a_victim(tmp_path: Path) -> None:
+    training = TrainConfig.for_digits(epochs=1)
+    case = Scenario(load("digits", limit=(200, 50)), "digits", "digits_cnn", "badnets", 0.1, training)
+    first, second = (make_victim(case, torch.device("cpu"), tmp_path) for _ in range(2))
+    other = make_victim(replace(case, seed=1), torch.device("cpu"), tmp_path)
+    weights = [victim.model.state_dict() for victim in (first, second, other)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert first.seconds == second.seconds
+    assert len(list(tmp_path.iterdir())) == 2
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])

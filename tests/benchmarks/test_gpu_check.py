@@ -183,7 +183,7 @@ def test_how_a_stage_ends(
 
     monkeypatch.setattr(gpu_check, "stages", lambda: {"large": replace(large.STAGE, run=run)})
     path = tmp_path / "report.json"
-    arguments = gpu_check._parser().parse_args(["--device", "cpu", "--child", "large", str(path)])
+    arguments = gpu_check._parser().parse_args(["--device", "cpu", "--child", "large", str(path), str(tmp_path)])
     assert gpu_check.run_child(arguments) == 0
     report = json.loads(path.read_text())
     assert (report["status"], report["reason"]) == (status, reason)

@@ -282,11 +282,37 @@ void smallest_per_class_on_gpu(uintptr_t scores, uintptr_t labels, int64_t count
                           pointer<int64_t>(indices), pointer<int64_t>(counts), pointer<void>(stream));
 }
 
+void masked_pgd_step_on_gpu(uintptr_t x_adv, uintptr_t x, uintptr_t grad, int dtype, const Four& shape,
+                            const Four& x_adv_strides, const Four& x_strides, const Four& grad_strides, int64_t radius,
+                            const Centers& centers, const PerChannel& step_size, const PerChannel& eps,
+                            const PerChannel& lower, const PerChannel& upper, uintptr_t stream) {
+  const auto args = masked_pgd_step_args(x_adv, x, grad, dtype, shape, x_adv_strides, x_strides, grad_strides, radius,
+                                         centers, step_size, eps, lower, upper);
+  masked_pgd_step_cuda(args, pointer<void>(stream));
+}
+
+void patch_centers_on_gpu(uintptr_t ids, int64_t count, int64_t height, int64_t width, uint64_t key, uintptr_t centers,
+                          uintptr_t stream) {
+  patch_centers_cuda(patch_centers_args(ids, count, height, width, key), pointer<int32_t>(centers),
+                     pointer<void>(stream));
+}
+
+void masked_random_start_on_gpu(uintptr_t x_adv, int dtype, const Four& shape, const Four& strides, int64_t radius,
+                                const Centers& centers, uintptr_t ids, uint64_t key, const PerChannel& eps,
+                                const PerChannel& lower, const PerChannel& upper, uintptr_t stream) {
+  const auto args =
+      masked_random_start_args(x_adv, dtype, shape, strides, radius, centers, ids, key, eps, lower, upper);
+  masked_random_start_cuda(args, pointer<void>(stream));
+}
+
 void bind_cuda(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
   m.def("projected_sgd_step_scratch", &projected_sgd_step_scratch_of, nogil());
   m.def("projected_sgd_step_cuda", &projected_sgd_step_on_gpu, nogil());
   m.def("smallest_per_class_cuda", &smallest_per_class_on_gpu, nogil());
+  m.def("masked_pgd_step_cuda", &masked_pgd_step_on_gpu, nogil());
+  m.def("patch_centers_cuda", &patch_centers_on_gpu, nogil());
+  m.def("masked_random_start_cuda", &masked_random_start_on_gpu, nogil());
 }
 #endif
 

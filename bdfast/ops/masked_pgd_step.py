@@ -150,6 +150,12 @@ def _cpp(*arguments: Any) -> None:
     native().masked_pgd_step(*_addresses(*arguments))
 
 
+def _cuda(x_adv: Tensor, *arguments: Any) -> None:
+    with torch.cuda.device(x_adv.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        native().masked_pgd_step_cuda(*_addresses(x_adv, *arguments), stream)
+
+
 def _fake(*_: Any) -> None:
     return None
 
@@ -164,6 +170,7 @@ STEP = Op(
     key=lambda x_adv, *_: x_adv,
     implementations=(
         Implementation("cpp", _cpp, partial(runs_cpp, dtypes=HALF_OR_FLOAT)),
+        Implementation("cuda", _cuda, patches.runs_cuda_on_images),
         Implementation("reference", reference, always),
     ),
 )

@@ -142,6 +142,14 @@ def _cpp(x: Tensor, ids: Tensor, *options: Any) -> Tensor:
     return x_adv
 
 
+def _cuda(x: Tensor, ids: Tensor, *options: Any) -> Tensor:
+    x_adv, ids = torch.empty_like(x).copy_(x), ids.contiguous()
+    with torch.cuda.device(x.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        native().masked_random_start_cuda(*_addresses(x_adv, ids, *options), stream)
+    return x_adv
+
+
 def _fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
@@ -155,6 +163,7 @@ START = Op(
     key=lambda x, *_: x,
     implementations=(
         Implementation("cpp", _cpp, partial(runs_cpp, dtypes=HALF_OR_FLOAT)),
+        Implementation("cuda", _cuda, patches.runs_cuda_on_images),
         Implementation("reference", reference, always),
     ),
 )

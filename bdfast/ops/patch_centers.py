@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bdfast.backends import Implementation, Op, requested
-from bdfast.backends.availability import native, runs_cpp
+from bdfast.backends.availability import native, runs_cpp, runs_cuda
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import patches
@@ -96,12 +96,29 @@ def _cpp(ids: Tensor, height: int, width: int, seed: int, round: int) -> Tensor:
     return centers
 
 
+def _cuda(ids: Tensor, height: int, width: int, seed: int, round: int) -> Tensor:
+    ids = ids.contiguous()
+    centers = ids.new_empty((len(ids), 2), dtype=torch.int32)
+    key = stream_key(seed, NAME, round)
+    with torch.cuda.device(ids.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        native().patch_centers_cuda(ids.data_ptr(), len(ids), height, width, key, centers.data_ptr(), stream)
+    return centers
+
+
 def _fake(ids: Tensor, *_: Any) -> Tensor:
     return ids.new_empty((ids.shape[0], 2), dtype=torch.int32)
 
 
+# Ids are checked to be int64, and the numbers drawn have no dtype to choose: any key will do.
+
+
 def _runs_cpp(ids: Any) -> str | None:
-    return runs_cpp(ids, (ids.dtype,))  # ids are checked to be int64; the numbers drawn have no dtype to choose
+    return runs_cpp(ids, (ids.dtype,))
+
+
+def _runs_cuda(ids: Any) -> str | None:
+    return runs_cuda(ids, (ids.dtype,))
 
 
 CENTERS = Op(
@@ -112,6 +129,7 @@ CENTERS = Op(
     key=lambda ids, *_: ids,
     implementations=(
         Implementation("cpp", _cpp, _runs_cpp),
+        Implementation("cuda", _cuda, _runs_cuda),
         Implementation("reference", reference, always),
     ),
 )

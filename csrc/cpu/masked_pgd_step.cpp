@@ -21,41 +21,18 @@ constexpr int64_t kBand = 64 * 1024;  // elements of a chunk
 struct OneChannel {
   PgdBounds bounds;
   PgdBounds at(int64_t) const { return bounds; }
-  OneChannel from(int64_t) const { return *this; }
 };
 
 struct Table {
   const float *step_size, *eps, *lower, *upper;
   PgdBounds at(int64_t i) const { return {step_size[i], eps[i], lower[i], upper[i]}; }
-  Table from(int64_t i) const { return {step_size + i, eps + i, lower + i, upper + i}; }
 };
 
-template <int kLanes, class T, class Bounds>
-inline void step_block(const T* x_adv, const T* x, const T* grad, const Bounds& bounds, T* out) {
-  T stepped[kLanes];
-#pragma omp simd
-  for (int l = 0; l < kLanes; ++l)
-    store(stepped + l, pgd_step(to_float(x_adv[l]), to_float(x[l]), to_float(grad[l]), bounds.at(l)));
-  std::copy(stepped, stepped + kLanes, out);
-}
-
-// Rows of a patch are short: 17 elements for a CIFAR-10 image. The last vector of a run ends with it and overlaps the one
-// before, so that no element is left to a scalar loop; it is computed first, while all of its inputs are still the old.
-template <int kLanes, class T, class Bounds>
-void step_run(T* x_adv, const T* x, const T* grad, int64_t count, const Bounds& bounds) {
-  if (count < kLanes) {
-    if constexpr (kLanes > 4) {
-      step_run<kLanes / 2>(x_adv, x, grad, count, bounds);
-    } else {
-      for (int64_t i = 0; i < count; ++i) step_block<1>(x_adv + i, x + i, grad + i, bounds.from(i), x_adv + i);
-    }
-    return;
-  }
-  const int64_t last = count - kLanes;
-  T end[kLanes];
-  step_block<kLanes>(x_adv + last, x + last, grad + last, bounds.from(last), end);
-  for (int64_t i = 0; i < last; i += kLanes) step_block<kLanes>(x_adv + i, x + i, grad + i, bounds.from(i), x_adv + i);
-  std::copy(end, end + kLanes, x_adv + last);
+template <class T, class Bounds>
+void step_run(T* __restrict__ x_adv, const T* __restrict__ x, const T* __restrict__ grad, int64_t count,
+              const Bounds bounds) {
+  for (int64_t i = 0; i < count; ++i)
+    store(x_adv + i, pgd_step(to_float(x_adv[i]), to_float(x[i]), to_float(grad[i]), bounds.at(i)));
 }
 
 int64_t offset(const ImageStrides& s, int64_t sample, int64_t channel, int64_t row, int64_t column) {
@@ -113,7 +90,7 @@ class Step {
     const T* x = x_ + offset(args_.x_strides, sample, channel, patch.top, patch.left);
     const T* grad = grad_ + offset(args_.grad_strides, sample, channel, patch.top, patch.left);
     for (int64_t row = patch.top; row < patch.bottom; ++row) {
-      step_run<16>(x_adv, x, grad, length, bounds);
+      step_run(x_adv, x, grad, length, bounds);
       x_adv += args_.x_adv_strides.row;
       x += args_.x_strides.row;
       grad += args_.grad_strides.row;

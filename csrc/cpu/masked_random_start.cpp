@@ -51,7 +51,6 @@ class Start {
     uint64_t counter[kQuads];
     for (int q = 0; q < kQuads; ++q)
       counter[q] = static_cast<uint64_t>((channel * g.height + at[q].row) * quads_of_row(g.width) + at[q].column / 4);
-#pragma omp simd
     for (int q = 0; q < kQuads; ++q) {
       const PhiloxWords random = philox4x32(args_.key, static_cast<uint64_t>(id), counter[q]);
       for (int j = 0; j < 4; ++j) words[j][q] = random.word[j];

@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+#include "masked_pgd_step.h"
+#include "masked_random_start.h"
+#include "patch_centers.h"
 #include "projected_sgd_step.h"
 #include "smallest_per_class.h"
 
@@ -28,5 +31,11 @@ struct SmallestPerClassScratch {
 // samples whose label is outside [0, C) are left out. Throws std::runtime_error where a launch fails.
 void smallest_per_class_cuda(const SmallestPerClassArgs& args, const SmallestPerClassScratch& scratch, int64_t* indices,
                              int64_t* counts, void* stream);
+
+// Queue the op on `stream`, a cudaStream_t of the current device; all pointers in `args` are on the device. An image has
+// fewer than 2^31 elements. Throw std::runtime_error where a launch fails.
+void masked_pgd_step_cuda(const MaskedPgdStepArgs& args, void* stream);
+void patch_centers_cuda(const PatchCentersArgs& args, int32_t* centers, void* stream);
+void masked_random_start_cuda(const MaskedRandomStartArgs& args, void* stream);
 
 }  // namespace bdfast

@@ -15,6 +15,7 @@
 #include "batch_norm_clipped_relu.h"
 #include "clipped_relu.h"
 #include "hinge_cross_entropy.h"
+#include "histogram_entropy.h"
 #include "isa.h"
 #include "kl_divergence.h"
 #include "linear_sce_margin.h"
@@ -362,6 +363,12 @@ int64_t smallest_per_class(uintptr_t scores, uintptr_t labels, int64_t count, in
   return BDFAST_CALL_BEST(smallest_per_class, args, pointer<int64_t>(indices), pointer<int64_t>(counts));
 }
 
+int64_t histogram_entropy(uintptr_t x, int dtype, int64_t rows, int64_t columns, double step, bool strict,
+                          uintptr_t entropy) {
+  const HistogramEntropyArgs args{pointer<const void>(x), static_cast<DType>(dtype), rows, columns, step, strict};
+  return BDFAST_CALL_BEST(histogram_entropy, args, pointer<float>(entropy));
+}
+
 #ifndef BDFAST_BUILD_INFO
 #define BDFAST_BUILD_INFO ""
 #endif
@@ -402,6 +409,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("patch_centers", &patch_centers, nogil());
   m.def("masked_random_start", &masked_random_start, nogil());
   m.def("philox4x32", &philox4x32_words, nogil());
+  m.def("histogram_entropy", &histogram_entropy, nogil());
 #ifdef BDFAST_WITH_CUDA
   m.attr("has_cuda") = true;
   bind_cuda(m);

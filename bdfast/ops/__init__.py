@@ -3,6 +3,7 @@
 from bdfast.ops.batch_norm_clipped_relu import batch_norm_clipped_relu
 from bdfast.ops.clipped_relu import clipped_relu
 from bdfast.ops.hinge_cross_entropy import hinge_cross_entropy
+from bdfast.ops.histogram_entropy import histogram_entropy
 from bdfast.ops.kl_divergence import kl_divergence
 from bdfast.ops.largest_scores import largest_scores
 from bdfast.ops.linear_sce_margin import linear_sce_margin
@@ -18,6 +19,7 @@ __all__ = [
     "batch_norm_clipped_relu",
     "clipped_relu",
     "hinge_cross_entropy",
+    "histogram_entropy",
     "kl_divergence",
     "largest_scores",
     "linear_sce_margin",

@@ -52,13 +52,13 @@ Range range_of(const T* x, int64_t count) {
   return range;
 }
 
-template <class T>
-double row_entropy(const T* row, int64_t columns, const Bins& bins, std::vector<int64_t>& counts) {
+template <bool kStrict, class T>
+double row_entropy(const T* row, int64_t columns, Bins bins, std::vector<int64_t>& counts) {
   std::fill(counts.begin(), counts.end(), 0);
   int32_t found[kBlock];
   for (int64_t begin = 0; begin < columns; begin += kBlock) {
     const int64_t size = std::min(kBlock, columns - begin);
-    for (int64_t i = 0; i < size; ++i) found[i] = bins.of(to_float(row[begin + i]));
+    for (int64_t i = 0; i < size; ++i) found[i] = bins.of<kStrict>(to_float(row[begin + i]));
     for (int64_t i = 0; i < size; ++i) ++counts[static_cast<size_t>(found[i])];
   }
   double sum = 0.0;
@@ -96,7 +96,8 @@ int64_t entropies(const HistogramEntropyArgs& a, float* entropy) {
   parallel_chunks(chunks, 4 * bytes, [&](int64_t chunk) {
     std::vector<int64_t> counts(static_cast<size_t>(bins.count) + 1);
     for (int64_t r = chunk * kRows; r < chunk * kRows + rows_of(chunk); ++r) {
-      entropy[r] = static_cast<float>(row_entropy(x + r * a.columns, a.columns, bins, counts));
+      const auto entropy_of = a.strict ? row_entropy<true, T> : row_entropy<false, T>;
+      entropy[r] = static_cast<float>(entropy_of(x + r * a.columns, a.columns, bins, counts));
     }
   });
   return bins.count;

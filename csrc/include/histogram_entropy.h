@@ -28,11 +28,10 @@ struct Bins {
   float low;
   float inverse;
   double step;
-  bool strict;
   int64_t count;  // -1 where the range is not finite
 
-  BDFAST_HOST_DEVICE Bins(float lowest, float highest, double width, bool strictly)
-      : low(lowest), inverse(static_cast<float>(1.0 / width)), step(width), strict(strictly) {
+  BDFAST_HOST_DEVICE Bins(float lowest, float highest, double width, bool strict)
+      : low(lowest), inverse(static_cast<float>(1.0 / width)), step(width) {
     const float bars = (highest - lowest) / static_cast<float>(width);
     if (!(bars <= 3.402823466e+38f)) {
       count = -1;
@@ -46,16 +45,18 @@ struct Bins {
 
   BDFAST_HOST_DEVICE float edge(int32_t n) const { return low + static_cast<float>(n * step); }
 
-  // The bin of x, or `count` for none; count >= 1.
+  // The bin of x, or `count` for none; count >= 1. Without branches, so that loops over it vectorise.
+  template <bool kStrict>
   BDFAST_HOST_DEVICE int32_t of(float x) const {
-    const int32_t last = static_cast<int32_t>(count) - 1;
+    const int32_t none = static_cast<int32_t>(count), last = none - 1;
     int32_t n = static_cast<int32_t>((x - low) * inverse);
     n = n < last ? n : last;
-    const bool below = strict ? x <= edge(n) : x < edge(n);
-    n -= below && n > 0 ? 1 : 0;
-    n += x >= edge(n + 1) && n < last ? 1 : 0;
-    const bool inside = !strict || (x > edge(n) && x < edge(n + 1));
-    return inside ? n : last + 1;
+    const float guess = edge(n);
+    n -= static_cast<int32_t>(kStrict ? x <= guess : x < guess) & static_cast<int32_t>(n > 0);
+    n += static_cast<int32_t>(x >= edge(n + 1)) & static_cast<int32_t>(n < last);
+    if (!kStrict) return n;
+    const int32_t inside = static_cast<int32_t>(x > edge(n)) & static_cast<int32_t>(x < edge(n + 1));
+    return inside != 0 ? n : none;
   }
 };
 

@@ -74,7 +74,7 @@ def test_not_finite_gives_nan_and_no_range_gives_zero(backend: str) -> None:
 def test_counts_what_a_loop_over_the_bins_counts(
     rows: int, columns: int, step: float, offset: float, grid: int, seed: int
 ) -> None:
-    """Elements on a grid of tenths meet float32 edges; an offset coarsens the edges until bins are a few floats wide."""
+    """Elements on a grid of tenths meet float32 edges; an offset makes bins a few floats wide."""
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     x = ((x * grid).round() / grid if grid else x) + offset
     expected = bin_loop(x, step, True)

@@ -3,7 +3,7 @@
 # torch first: its wheel carries the OpenMP runtime that bdfast._C is to share, not to duplicate.
 import torch as _torch  # noqa: F401  isort: skip
 
-from bdfast import attacks, backends, data, defenses, metrics, models, nn, ops, optim, training
+from bdfast import attacks, backends, data, defenses, metrics, models, nn, ops, optim, patch, training
 from bdfast._version import __version__
 from bdfast.backends import backend, debug, explain
 
@@ -21,5 +21,6 @@ __all__ = [
     "nn",
     "ops",
     "optim",
+    "patch",
     "training",
 ]

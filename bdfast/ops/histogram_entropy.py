@@ -91,7 +91,8 @@ def reference(x: Tensor, step_size: float, compat: bool) -> Tensor:
     inside = (n >= 0) & (n < bins) & (z != edges[below.clamp_max(bins)]) if compat else torch.ones_like(n).bool()
     counts = torch.zeros((len(z), bins + 1), dtype=torch.int64, device=z.device)
     counts.scatter_add_(1, torch.where(inside, n, bins), torch.ones_like(n))
-    return torch.special.entr(counts[:, :bins].double() / z.shape[1]).sum(dim=1).to(z.dtype)
+    terms: Tensor = torch.special.entr(counts[:, :bins].double() / z.shape[1])
+    return terms.sum(dim=1).to(z.dtype)
 
 
 def _check_bins(bins: int) -> None:

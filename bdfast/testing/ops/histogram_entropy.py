@@ -70,7 +70,8 @@ def bincount(x: Tensor, step_size: float, compat: bool) -> Tensor:
     n = torch.where((place < bins) & (place > place.floor()), place, bins).long()
     rows = torch.arange(len(x), device=x.device)[:, None] * (bins + 1)
     counts = torch.bincount((n + rows).flatten(), minlength=len(x) * (bins + 1)).view(len(x), -1)[:, :bins]
-    return torch.special.entr(counts / x.shape[1]).sum(dim=1)
+    terms: Tensor = torch.special.entr(counts / x.shape[1])
+    return terms.sum(dim=1)
 
 
 def eager(inputs: Inputs) -> Outputs:

@@ -110,9 +110,9 @@ def read_attack_folder(where: str, path: Path) -> AttackFolder:
 
 
 def choose_device(where: str, name: str) -> torch.device:
-    """The device of a name; ``auto`` is the GPU if there is one."""
+    """The device of a name; ``auto`` is the GPU if there is one, under torchrun that of the process."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts

@@ -112,6 +112,9 @@ class D3Config:
     precision: Precision = "fp32"
     """"bf16": forward and backward in bfloat16 (autocast), weights in float32. "fp32" [R]."""
 
+    channels_last: bool = False
+    """Keep convolution weights and batches in channels-last memory, which GPUs with tensor cores prefer."""
+
     deterministic: bool = False
     """Same bits in every run on a GPU too, where it costs speed; the CPU always gives them."""
 
@@ -220,8 +223,9 @@ def d3(
     if not isinstance(config, D3Config):
         raise TypeError(message("d3", "config", "a D3Config", type(config).__name__, "pass D3Config(...)"))
     with workspace(
-        "d3", model, clean_data, config, argument="clean_data", normalize=normalize, device=device, inplace=inplace
-    ) as work:
+        "d3", model, clean_data, config, argument="clean_data", normalize=normalize, device=device, inplace=inplace,
+        channels_last=config.channels_last,
+    ) as work:  # fmt: skip
         # 1. The place to leave: theta_init of the selected layers, whose norms are the radii of S.
         layers = select_layers("d3", work.model, config.layers)
         weights = {name: layer.weight for name, layer in layers.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bdfast.runtime.frozen import FrozenModel
+from bdfast.runtime.ranks import Ranks, torchrun
 from bdfast.runtime.resident import Augment, ResidentData, normalize
 
-__all__ = ["Augment", "FrozenModel", "ResidentData", "normalize"]
+__all__ = ["Augment", "FrozenModel", "Ranks", "ResidentData", "normalize", "torchrun"]

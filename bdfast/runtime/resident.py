@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bdfast.data.dataset import as_tensors
 from bdfast.errors import message
+from bdfast.runtime.ranks import ALONE, Ranks
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -112,7 +113,7 @@ class ResidentData:
         return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
 
     def batches(
-        self, batch_size: int, *, shuffle: bool, epoch_seed: int, drop_last: bool = False
+        self, batch_size: int, *, shuffle: bool, epoch_seed: int, drop_last: bool = False, ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """One epoch of ``(x, y, index)``.
 
@@ -122,6 +123,8 @@ class ResidentData:
             epoch_seed: seeds order, crops and flips. Give every epoch its own; the same one gives the same bits on
                 every device and, sample for sample, at every batch size.
             drop_last: leave out a last batch of fewer than ``batch_size`` samples.
+            ranks: yield this rank's part of every batch (:meth:`Ranks.divide`); all ranks together make the batches of
+                one process, sample for sample.
 
         Yields:
             x in ``[0, 1]`` ``[B, C, H, W]``, y int64 ``[B]``, and the samples' indices in the set, int64 ``[B]``.
@@ -135,11 +138,15 @@ class ResidentData:
             raise TypeError(
                 message("batches", "epoch_seed", "an int", repr(epoch_seed), "pass a number of its own for every epoch")
             )
-        order, windows = self._draw(shuffle, epoch_seed)
+        drawn = self._draw(shuffle, epoch_seed)
         return (
-            self._batch(order[start : start + batch_size], windows[start : start + batch_size])
-            for start in range(0, count * batch_size, batch_size)
+            self._batch(*(part[start : start + batch_size][ranks.divide(size).rows] for part in drawn))
+            for start, size in zip(range(0, count * batch_size, batch_size), self.sizes(batch_size), strict=False)
         )
+
+    def sizes(self, batch_size: int) -> list[int]:
+        """Samples in each batch of an epoch, of all ranks together."""
+        return [min(batch_size, len(self) - start) for start in range(0, len(self), batch_size)]
 
     def _draw(self, shuffle: bool, epoch_seed: int) -> tuple[Tensor, Tensor]:
         """The epoch's order and, for every position in it, where its window starts (see :func:`crop_and_flip`)."""

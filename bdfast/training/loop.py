@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from bdfast.runtime.determinism import stream_seed
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.precision import Precision, autocast
 from bdfast.runtime.progress import Callback, Record
+from bdfast.runtime.ranks import Ranks
 from bdfast.training import resume
 from bdfast.training.options import BatchNormMode
 from bdfast.training.workspace import Workspace
@@ -62,7 +64,9 @@ def fit(
 ) -> list[Record]:
     """Minimise ``objective`` over shuffled, augmented batches; the last, smaller one counts too.
 
-    Nothing is read back from the device within an epoch.
+    Nothing is read back from the device within an epoch. Of several ranks (see :class:`Workspace`) each takes its part
+    of every batch and all of them step alike, for an ``objective`` that is a mean over samples; ``callback`` is called
+    on rank 0, which keeps the checkpoint too.
 
     Args:
         where: the function on whose behalf this happens; it opens the messages.
@@ -86,11 +90,11 @@ def fit(
         ValueError: ``checkpoint`` is damaged, or belongs to another run.
     """
     history: list[Record] = []
-    run = ""
+    run, ranks = "", work.ranks
     if checkpoint is not None:
         state = work.model.state_dict().values()
-        run = resume.fingerprint(where, options, (*state, work.data.images, work.data.labels))
-        history = resume.load(checkpoint, run, work.model, optimizer, schedule, work.data.device)
+        run = resume.fingerprint(where, options, (*state, work.data.images, work.data.labels), ranks.size)
+        history = resume.load(checkpoint, run, work.model, optimizer, schedule, work.data.device, ranks)
     for epoch in range(len(history) + 1, options.epochs + 1):
         start = time.perf_counter()
         lr = float(optimizer.param_groups[0]["lr"])
@@ -98,15 +102,15 @@ def fit(
         loss, accuracy = _run_epoch(where, epoch, work, objective, optimizer, per_batch, perturbed, options)
         if schedule_every == "epoch":
             schedule.step()
-        _check_finite(where, epoch, loss, work.model)
+        _check_finite(where, epoch, loss, work.model, ranks)
         record: Record = {"epoch": epoch, "epochs": options.epochs, "loss": loss, "accuracy": accuracy, "lr": lr}
         if measure is not None:
             record.update(measure(loss))
         history.append({**record, "seconds": time.perf_counter() - start})
         if checkpoint is not None:
-            resume.save(checkpoint, run, history, work.model, optimizer, schedule, work.data.device)
+            resume.save(checkpoint, run, history, work.model, optimizer, schedule, work.data.device, ranks)
         if callback is not None:
-            callback(dict(history[-1]))
+            ranks.share(partial(callback, dict(history[-1])))
     return history
 
 
@@ -121,20 +125,31 @@ def _run_epoch(
     options: LoopOptions,
 ) -> tuple[float, float]:
     """One epoch's steps; mean objective and accuracy, read back once, at the end."""
-    data, device = work.data, work.data.device
+    data, device, ranks = work.data, work.data.device, work.ranks
     set_training_mode(work.model, options.bn)
     total = torch.zeros(2, dtype=torch.float64, device=device)  # of the objective, of correct samples
-    for x, y, _ in data.batches(options.batch_size, shuffle=True, epoch_seed=epoch_seed(options.seed, epoch)):
-        loss, logits = _backward(where, work, objective, optimizer, options, x, y)
+    seed, size = epoch_seed(options.seed, epoch), options.batch_size
+    batches = data.batches(size, shuffle=True, epoch_seed=seed, ranks=ranks)
+    for (x, y, _), count in zip(batches, data.sizes(size), strict=True):
+        weight = ranks.divide(count).weight
+        # The gradients of the ranks are averaged, and those of parts of unequal size weigh unequally.
+        weighted = objective if ranks.size == 1 else _scaled(objective, ranks.size * weight)
+        loss, logits = _backward(where, work, weighted, optimizer, options, x, y)
         if perturbed is not None:
             with perturbed():
-                _backward(where, work, objective, optimizer, options, x, y)
+                _backward(where, work, weighted, optimizer, options, x, y)
         optimizer.step()
-        total += torch.stack((loss * len(x), (logits.argmax(1) == y).sum()))
+        correct = (logits.argmax(1) == y).sum()
+        total += torch.stack((loss * (count / ranks.size), correct * (count * weight / len(x))))
         if per_batch is not None:
             per_batch.step()
+    ranks.add_(total)
     mean, accuracy = (total / len(data)).tolist()
     return mean, accuracy
+
+
+def _scaled(objective: Objective, factor: float) -> Objective:
+    return lambda logits, labels: factor * objective(logits, labels)
 
 
 def _backward(
@@ -164,10 +179,11 @@ def set_training_mode(model: nn.Module, bn: BatchNormMode) -> None:
                 module.eval()
 
 
-def _check_finite(where: str, epoch: int, mean: float, model: nn.Module) -> None:
-    """Once an epoch, since every look makes the host wait for the device."""
+def _check_finite(where: str, epoch: int, mean: float, model: nn.Module, ranks: Ranks) -> None:
+    """Once an epoch, since every look makes the host wait for the device; one rank's finding is every rank's."""
     floating = [p for p in model.state_dict().values() if isinstance(p, Tensor) and p.is_floating_point()]
-    if math.isfinite(mean) and bool(torch.stack([p.isfinite().all() for p in floating]).all()):
+    finite = math.isfinite(mean) and bool(torch.stack([p.isfinite().all() for p in floating]).all())
+    if all(ranks.gather(finite)):
         return
     got = f"a loss of {mean:g} or weights that are not finite in epoch {epoch}"
     raise FloatingPointError(message(where, "model", "finite numbers", got, "lower lr; the model is as before"))

@@ -18,12 +18,13 @@ from torch.optim.optimizer import Optimizer
 from bdfast.errors import message
 from bdfast.files import atomic_write
 from bdfast.runtime.progress import Record
+from bdfast.runtime.ranks import ALONE, Ranks
 
-FORMAT = "bdfast.training/1"
+FORMAT = "bdfast.training/2"
 
 
-def fingerprint(where: str, config: Any, tensors: Iterable[Tensor]) -> str:
-    """What tells one run from another: the function, its config, and the bits that it starts from.
+def fingerprint(where: str, config: Any, tensors: Iterable[Tensor], ranks: int = 1) -> str:
+    """What tells one run from another: the function, its config, its processes, and the bits that it starts from.
 
     Example:
         >>> from bdfast.training import TrainConfig
@@ -31,7 +32,7 @@ def fingerprint(where: str, config: Any, tensors: Iterable[Tensor]) -> str:
         >>> len(a), a == b
         (64, False)
     """
-    digest = hashlib.sha256(json.dumps([where, asdict(config)]).encode())
+    digest = hashlib.sha256(json.dumps([where, asdict(config), ranks]).encode())
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{plain.dtype}{list(plain.shape)}".encode())
@@ -47,8 +48,10 @@ def save(
     optimizer: Optimizer,
     schedule: LRScheduler,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Write the state after an epoch; a reader sees the old file or the new one, never a part."""
+    """Write the state after an epoch, on rank 0; a reader sees the old file or the new one, never a part."""
+    states = ranks.gather(_rng_states(device))
     content = {
         "format": FORMAT,
         "run": run,
@@ -56,10 +59,18 @@ def save(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
-        "rng": [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])],
+        "rng": states,
     }
-    with atomic_write(path, "wb") as file:
-        torch.save(content, file)
+
+    def write() -> None:
+        with atomic_write(path, "wb") as file:
+            torch.save(content, file)
+
+    ranks.share(write)
+
+
+def _rng_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def load(
@@ -69,14 +80,31 @@ def load(
     optimizer: Optimizer,
     schedule: LRScheduler,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> list[Record]:
     """Put everything back as it was after the last saved epoch, and return its history; [] if there is no file.
+
+    Rank 0 reads the file, for all.
 
     Raises:
         ValueError: the file is damaged, or belongs to another run.
     """
-    if not Path(path).exists():
+    content = ranks.share(lambda: _read(path, run))
+    if content is None:
         return []
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    schedule.load_state_dict(content["schedule"])
+    states = content["rng"][ranks.rank]
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    return list(content["history"])
+
+
+def _read(path: str | os.PathLike[str], run: str) -> dict[str, Any] | None:
+    if not Path(path).exists():
+        return None
     expected, remedy = "a checkpoint of this very run", "take another path, or remove the file to start afresh"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # never unpickles code
@@ -86,10 +114,4 @@ def load(
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("run") != run:
         got = "one of another function, config, model or data"
         raise ValueError(message("checkpoint", str(path), expected, got, remedy))
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    schedule.load_state_dict(content["schedule"])
-    torch.set_rng_state(content["rng"][0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(content["rng"][1], device)
-    return list(content["history"])
+    return content

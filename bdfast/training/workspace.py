@@ -18,8 +18,10 @@ from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stre
 from bdfast.runtime.guard import model_device, usable_device, working_model
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.progress import Stopwatch
+from bdfast.runtime.ranks import ALONE, Ranks
 from bdfast.runtime.resident import Augment, ResidentData
 from bdfast.training.options import augmentation
+from bdfast.training.parallel import check_same, training_forward
 
 Normalization: TypeAlias = tuple[Sequence[float], Sequence[float]]
 """(mean, std), one number a channel, of a model that does not normalise its own input."""
@@ -35,6 +37,7 @@ class Workspace:
         data: the samples, on the device of ``model``.
         num_classes: K, as the model's logits tell.
         watch: takes the time of stages; set-up is in it already.
+        ranks: the processes that train together; this one alone by default.
     """
 
     model: nn.Module
@@ -42,6 +45,7 @@ class Workspace:
     data: ResidentData
     num_classes: int
     watch: Stopwatch
+    ranks: Ranks = ALONE
 
 
 @contextmanager
@@ -56,6 +60,8 @@ def workspace(
     device: str | torch.device | None = None,
     inplace: bool = False,
     channels_last: bool = False,
+    compiled: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Workspace]:
     """Check model and data, then open a :class:`Workspace`; on leaving, the caller's world is as before.
 
@@ -69,6 +75,9 @@ def workspace(
         device: where to work; None is where the model is.
         inplace: train ``model`` itself.
         channels_last: memory format of model and batches.
+        compiled: run the training step's forward and backward through ``torch.compile``.
+        ranks: processes that train ``model`` together, on the same data, which all of them hold; when the block ends,
+            all have the weights and the buffers of rank 0.
 
     Raises:
         TypeError, ValueError: model or data of another kind than stated, weights that are not finite.
@@ -80,7 +89,7 @@ def workspace(
     actual = place or model_device(model)
     watch = Stopwatch(actual)
     with (
-        isolated_rng(stream_seed(options.seed, "global"), actual),
+        isolated_rng(stream_seed(options.seed, f"global {ranks.rank}" if ranks.rank else "global"), actual),
         deterministic_kernels(options.deterministic, actual),
         working_model(model, where, inplace=inplace, device=place) as work,
     ):
@@ -96,7 +105,10 @@ def workspace(
                 p.requires_grad_(p.is_floating_point())
             if channels_last:
                 work.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        yield Workspace(work, forward, resident, num_classes, watch)
+            check_same(where, argument, options, resident.images, resident.labels, ranks)
+            forward = training_forward(forward, ranks, compiled)
+        yield Workspace(work, forward, resident, num_classes, watch, ranks)
+        ranks.copy_(work.buffers())
 
 
 def check_weights(where: str, model: nn.Module) -> None:

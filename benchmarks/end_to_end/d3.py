@@ -39,10 +39,7 @@ def cifar10(context: Context) -> tuple[Scenario, int]:
     """The published setting, with a shorter training of the victim, and 5 % of the data in reserve."""
     if context.data is None:
         raise SkipStage("no CIFAR-10: pass --data, or set BDFAST_DATA")
-    training = TrainConfig(
-        epochs=12, lr=0.1, schedule="one_cycle", precision="bf16" if context.device.type == "cuda" else "fp32",
-        channels_last=True,
-    )  # fmt: skip
+    training = TrainConfig.fast_cifar10(precision="bf16" if context.device.type == "cuda" else "fp32")
     data = bdfast.data.load(context.data)
     return Scenario(data, "cifar10", "preact_resnet18", "badnets", 0.1, training), len(data.train[1]) // 20
 

@@ -397,6 +397,25 @@ def test_bfloat16(mlp: nn.Sequential, tiny: Split) -> None:
     assert half.history[-1]["norm"]["5"] == pytest.approx(mlp[5].weight.norm().item(), rel=0.01)
 
 
+@pytest.mark.parametrize("method", ["d3", "ft"])
+def test_channels_last_changes_the_memory_alone(method: str, tiny: Split) -> None:
+    torch.manual_seed(0)
+    channels = tiny[0].shape[1]
+    conv = nn.Conv2d(channels, 4, 3, padding=1)
+    net = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    models = []
+    for channels_last in (False, True):
+        if method == "d3":
+            models.append(d3(net, tiny, quick(channels_last=channels_last, layers=("0", "5"))).model)
+        else:
+            config = FineTuneConfig(epochs=3, batch_size=8, augment="none", channels_last=channels_last)
+            models.append(fine_tune(net, tiny, config).model)
+    plain, last = (list(model.parameters()) for model in models)
+    assert any(p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in last)
+    for p, q in zip(plain, last, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+
+
 def test_float64_runs_in_float64(mlp: nn.Sequential, tiny: Split) -> None:
     exact, rounded = d3(copy.deepcopy(mlp).double(), tiny, QUICK), d3(mlp, tiny, QUICK)
     assert exact.model[5].weight.dtype == torch.float64

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from bdfast.runtime.determinism import deterministic_kernels
 from bdfast.runtime.precision import autocast
 from bdfast.runtime.progress import Progress
 from bdfast.training import TrainConfig, train_classifier
-from bdfast.training.options import augmentation
+from bdfast.training.options import augmentation, can_fuse
 
 QUICK = TrainConfig(epochs=4, batch_size=8, lr=0.1, augment="none")
 
@@ -98,11 +101,49 @@ def test_channels_last_and_bfloat16(net: nn.Sequential, data: tuple[Tensor, Tens
             torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
 
 
+def test_compiled_steps_leave_the_model_as_it_is(
+    net: nn.Sequential, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # what inductor does is not ours
+    twin, names = copy.deepcopy(net), list(net.state_dict())
+    config = TrainConfig(epochs=2, batch_size=25, lr=0.1, augment="none", compile=True)
+    assert train_classifier(net, data, config).model is net
+    train_classifier(twin, data, replace(config, compile=False))
+    assert list(net.state_dict()) == names
+    assert not net[0]._forward_hooks
+    for a, b in zip(bits(net), bits(twin), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_fused_steps_are_those_of_plain_sgd(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> None:
+    assert can_fuse(list(net.parameters()))
+    assert not can_fuse(list(copy.deepcopy(net).half().parameters()))
+    for channels_last in (False, True):
+        runs = []
+        for fused in (True, False):
+            model = copy.deepcopy(net)
+            with pytest.MonkeyPatch.context() as patch:
+                module = importlib.import_module("bdfast.training.train_classifier")
+                patch.setattr(module, "can_fuse", lambda _, fused=fused: fused)
+                train_classifier(model, data, replace(QUICK, channels_last=channels_last, epochs=2))
+            runs.append(bits(model))
+        for a, b in zip(*runs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fast_recipe(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> None:
+    config = TrainConfig.fast_cifar10(lr=0.04, batch_size=8)
+    assert (config.schedule, config.precision, config.channels_last) == ("one_cycle", "bf16", True)
+    assert train_classifier(net, data, config).history[-1]["accuracy"] > 0.8
+
+
 def test_wrong_options(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match="TrainConfig: `schedule` expected one of cosine, one_cycle, got 'step'"):
         TrainConfig(schedule="step")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="TrainConfig: `channels_last` expected True or False, got 1"):
         TrainConfig(channels_last=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="TrainConfig: `compile` expected True or False, got 'yes'"):
+        TrainConfig(compile="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="TrainConfig: `weight_decay` expected a finite number"):
         TrainConfig(weight_decay=float("inf"))
     with pytest.raises(TypeError, match="train_classifier: `config` expected a TrainConfig, got dict"):

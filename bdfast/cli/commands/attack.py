@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdfast import models
 from bdfast.attacks import PoisonedData, get, poison, preset
@@ -32,7 +32,8 @@ from bdfast.data import DataSplits
 from bdfast.errors import message, optional_import
 from bdfast.runtime.checkpoints import save_state
 from bdfast.runtime.progress import Progress
-from bdfast.training import TrainConfig, train_classifier
+from bdfast.runtime.ranks import Ranks, torchrun
+from bdfast.training import TrainConfig, TrainResult, train_classifier
 
 WHERE = "bdfast attack"
 
@@ -108,10 +109,20 @@ def run(options: argparse.Namespace) -> int:
     """Poison, train, evaluate, and write everything at the end."""
     chosen = plan(options)
     optional_import("safetensors", extra="cli", purpose="to write model.safetensors")
+    with torchrun() as ranks:
+        if ranks.rank > 0:  # trains with rank 0, which writes the results
+            splits = chosen.data.load()
+            train_victim(chosen, splits, make_poison(chosen, splits), Path(options.out) / RESUME_FILE)
+            return DONE
+        return _run(options, chosen)
+
+
+def _run(options: argparse.Namespace, chosen: Plan) -> int:
     with results_folder(WHERE, options.out) as folder:
         splits = chosen.data.load()
         poisoned = make_poison(chosen, splits)
-        model, result, metrics = train_victim(chosen, splits, poisoned, Path(options.out) / RESUME_FILE)
+        model, result = train_victim(chosen, splits, poisoned, Path(options.out) / RESUME_FILE)
+        metrics = judge(model, splits, poisoned, parse_normalize(WHERE, chosen.attack.normalize, chosen.data.data))
         metadata = {
             "model_name": chosen.attack.model,
             "num_classes": len(splits.class_names),
@@ -138,8 +149,10 @@ def make_poison(chosen: Plan, splits: DataSplits) -> PoisonedData:
     )  # fmt: skip
 
 
-def train_victim(chosen: Plan, splits: DataSplits, poisoned: PoisonedData, resume: Path) -> Any:
-    """The trained victim, its history and its rates."""
+def train_victim(
+    chosen: Plan, splits: DataSplits, poisoned: PoisonedData, resume: Path
+) -> tuple[nn.Module, TrainResult]:
+    """The trained victim, and its history."""
     settings, images = chosen.attack, splits.train[0]
     if settings.model is None:
         raise ValueError(message(WHERE, "--model", "an architecture", "none", f"one of {', '.join(models.names())}"))
@@ -149,10 +162,10 @@ def train_victim(chosen: Plan, splits: DataSplits, poisoned: PoisonedData, resum
         seed=settings.seed,
     ).to(choose_device(WHERE, settings.device))  # fmt: skip
     normalize = parse_normalize(WHERE, settings.normalize, chosen.data.data)
-    if resume.exists():
+    if resume.exists() and Ranks.joined().rank == 0:
         print(f"continuing from {resume}", file=sys.stderr)
     result = train_classifier(model, poisoned, chosen.train, Progress("victim"), normalize=normalize, checkpoint=resume)
-    return result.model, result, judge(result.model, splits, poisoned, normalize)
+    return result.model, result
 
 
 COMMAND = Command(
@@ -161,7 +174,7 @@ COMMAND = Command(
     description=(
         "Poison a training set, train a victim on it and measure it. DIR gets model.safetensors, poisoned.npz,\n"
         "config.json, metrics.json and results.csv, all at the end; if training is interrupted, the same\n"
-        "command continues it."
+        "command continues it. Under torchrun all processes train one victim."
     ),
     example=(
         "  bdfast attack --data digits --attack badnets --rate 0.1 --target 0 --out runs/badnets\n"

@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bdfast import models
-from bdfast.attacks import PoisonedData
+from bdfast.attacks import PoisonedData, TriggeredData
 from bdfast.cli.settings import MAX_CONFIG_BYTES, Given, setting
 from bdfast.data import DataSplits, load, normalization, read_index, reserve
 from bdfast.errors import message
@@ -188,24 +188,28 @@ def load_model(where: str, settings: ModelSettings, splits: DataSplits, data: st
     return LoadedModel(model, arch, normalize, metadata)
 
 
-def clean_reserve(splits: DataSplits, amount: int | float | str, seed: int) -> tuple[Tensor, Tensor]:
+def reserve_index(
+    splits: DataSplits, amount: int | float | str, seed: int, draw: Literal["permutation", "backdoorbench"]
+) -> Tensor:
     """The clean training samples that a defense is given: a count, a share, or the ones of an index file."""
-    images, labels = splits.train
+    labels = splits.train[1]
     if isinstance(amount, str):
-        index = read_index(amount, size=len(labels))
-    elif isinstance(amount, int):
-        index = reserve(labels, count=amount, seed=seed)
-    else:
-        index = reserve(labels, ratio=amount, seed=seed)
-    return images[index], labels[index]
+        return read_index(amount, size=len(labels))
+    if isinstance(amount, int):
+        return reserve(labels, count=amount, seed=seed, draw=draw)
+    return reserve(labels, ratio=amount, seed=seed, draw=draw)
 
 
 def judge(
-    model: nn.Module, splits: DataSplits, poisoned: PoisonedData | None, normalize: Normalization | None
+    model: nn.Module,
+    splits: DataSplits,
+    attack: PoisonedData | TriggeredData | None,
+    normalize: Normalization | None,
 ) -> Metrics:
     """The rates of a model on the test set; without a known trigger the accuracy alone."""
-    if poisoned is not None:
-        return evaluate(model, splits.test, poisoned.trigger(*splits.test), normalize=normalize)
+    if attack is not None:
+        triggered = attack.trigger(*splits.test) if isinstance(attack, PoisonedData) else attack
+        return evaluate(model, splits.test, triggered, normalize=normalize)
     images, labels = splits.test
     predictions = predict(model, images, normalize=normalize)
     return Metrics(

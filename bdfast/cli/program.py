@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from bdfast._version import __version__
 from bdfast.cli.command import FAILED, INTERRUPTED, Command
-from bdfast.cli.commands import attack, defend, demo, doctor, evaluate
+from bdfast.cli.commands import attack, convert, defend, demo, doctor, evaluate
 
 COMMANDS: tuple[Command, ...] = (
     doctor.COMMAND,
@@ -19,6 +19,7 @@ COMMANDS: tuple[Command, ...] = (
     attack.COMMAND,
     defend.COMMAND,
     evaluate.COMMAND,
+    convert.COMMAND,
 )
 
 EXIT_CODES = "exit codes: 0 done, 1 a finding (doctor), 2 failed, 130 interrupted"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,16 +19,14 @@ from bdfast.cli.environment import versions
 from bdfast.cli.inputs import (
     CONFIG_FILE,
     MODEL_FILE,
-    AttackFolder,
     DataSettings,
     LoadedModel,
     ModelSettings,
-    clean_reserve,
     format_normalize,
     judge,
-    load_model,
-    read_attack_folder,
+    reserve_index,
 )
+from bdfast.cli.known import Folder, Known, RecordFolder, find_folder, load_victim
 from bdfast.cli.outputs import (
     RESUME_FILE,
     epoch_rows,
@@ -41,8 +40,9 @@ from bdfast.cli.outputs import (
 from bdfast.cli.reporting import check_report, make_report
 from bdfast.cli.settings import Given, add_settings, defaults_for, document, given, keys, record, resolve, setting
 from bdfast.data import DataSplits
-from bdfast.errors import optional_import
+from bdfast.errors import message, optional_import
 from bdfast.files import atomic_write
+from bdfast.integrations.backdoorbench import write_defense_result
 from bdfast.metrics import Metrics
 from bdfast.report import Report, pick_samples
 from bdfast.runtime.checkpoints import save_state
@@ -53,8 +53,11 @@ from bdfast.runtime.progress import Progress
 class DefendSettings:
     """What the defender holds."""
 
-    attack_dir: str | None = setting(None, "folder of `bdfast attack`: its victim, data and trigger")
+    attack_dir: str | None = setting(
+        None, "folder of `bdfast attack`, or a record of BackdoorBench: its victim, data and trigger"
+    )
     reserve: int | float | str = setting(0.05, "clean training images: a share, a count, or a file of indices")
+    draw: Literal["permutation", "backdoorbench"] = setting("permutation", "how the reserve is drawn")
     seed: int = setting(0, "seeds the draw of the reserve and the defense")
     report: Literal["html", "png", "none"] = setting("html", "report of what changed")
 
@@ -67,7 +70,7 @@ class Plan:
     network: ModelSettings
     settings: DefendSettings
     config: Any  # the defense's own dataclass
-    folder: AttackFolder | None
+    folder: Folder | None
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,18 @@ class Job:
     plan: Plan
     splits: DataSplits
     victim: LoadedModel
+    known: Known
 
     @property
     def poisoned(self) -> PoisonedData | None:
         """The poisoned set, where an attack's folder is known."""
-        return None if self.plan.folder is None else self.plan.folder.poisoned
+        return self.known.poisoned
+
+    @property
+    def reserve(self) -> Tensor:
+        """Indices of the clean training images that the defender holds."""
+        settings = self.plan.settings
+        return reserve_index(self.splits, settings.reserve, settings.seed, settings.draw)
 
     @property
     def training_set(self) -> PoisonedData | tuple[Tensor, Tensor]:
@@ -90,12 +100,12 @@ class Job:
 
     def judge(self, model: nn.Module) -> Metrics:
         """The rates of ``model``, which expects its images as the victim does."""
-        return judge(model, self.splits, self.poisoned, self.victim.normalize)
+        return judge(model, self.splits, self.known.triggered, self.victim.normalize)
 
 
 PROVIDERS: dict[str, Callable[[Job], Any]] = {
     "model": lambda job: job.victim.model,
-    "reserve": lambda job: clean_reserve(job.splits, job.plan.settings.reserve, job.plan.settings.seed),
+    "reserve": lambda job: tuple(part[job.reserve] for part in job.splits.train),
     "poisoned": lambda job: job.training_set,
 }
 """What a defense can ask for by name (``Defense.needs``)."""
@@ -114,29 +124,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             allow_abbrev=False,
         )
         add_settings(one, ModelSettings, DataSettings, DefendSettings)
-        one.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+        one.add_argument("--out", metavar="DIR", help="folder for the results; required without --record")
+        one.add_argument(
+            "--record",
+            action="store_true",
+            help="write defense_result.pt and its tables into the record's defense/NAME, which is --out by default",
+        )
         one.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         one.set_defaults(chosen=defense)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Load, defend, evaluate before and after, and write everything at the end."""
+    """Run the defense that was named."""
     defense: Defense = options.chosen
-    where = f"bdfast defend {defense.name}"
+    settings = given(options, f"defend {defense.name}")
+    return defend(f"bdfast defend {defense.name}", defense, settings, out=options.out, into_record=options.record)
+
+
+def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str | None, into_record: bool) -> int:
+    """Load, defend, evaluate before and after, and write everything at the end."""
     optional_import("safetensors", extra="cli", purpose="to write model.safetensors")
-    chosen = make_plan(where, defense, given(options, where.removeprefix("bdfast ")))
+    chosen = make_plan(where, defense, settings)
     check_report(chosen.settings.report)
-    with results_folder(where, options.out) as folder:
+    target = None
+    if into_record:
+        target = record_path(where, chosen.folder)
+        out = out or str(target / "defense" / defense.name)
+    if out is None:
+        raise ValueError(message(where, "--out", "a folder for the results", "none", "pass --out DIR"))
+    with results_folder(where, out) as folder:
         job = load_job(where, chosen)
         before = job.judge(job.victim.model)
-        result = apply(defense, job, Path(options.out) / RESUME_FILE)
+        result = apply(defense, job, Path(out) / RESUME_FILE)
         after = job.judge(result.model)
         resolved = record(f"defend {defense.name}", *(getattr(job.plan, item.name) for item in fields(Plan)[:4]))
         write_results(folder, job, result, before, after, resolved)
         rates = {"before": before, defense.name: after}
         note = make_report(chosen.settings.report, folder, _report(defense, job, result, rates, resolved))
+    if target is not None:
+        write_into_record(target, defense, job, result, before, after)
     print(table(rates))
-    print(f"\nresults in {options.out}" + (f"\n{note}" if note else ""))
+    print(f"\nresults in {out}" + (f"\n{note}" if note else ""))
     return DONE
 
 
@@ -144,9 +172,8 @@ def make_plan(where: str, defense: Defense, everything: Sequence[Given]) -> Plan
     """Resolve the settings; options win over what an attack's folder says, and that over the defaults."""
     known = keys([DataSettings, ModelSettings, DefendSettings, defense.config])
     settings = resolve(where, DefendSettings, everything, known)
-    folder = None
-    if settings.attack_dir is not None:
-        folder = read_attack_folder(where, Path(settings.attack_dir))
+    folder = find_folder(where, settings.attack_dir, everything)
+    if folder is not None:
         everything = [*folder.given(), *everything]
     data = resolve(where, DataSettings, everything, known)
     network = resolve(where, ModelSettings, everything, known)
@@ -157,11 +184,13 @@ def make_plan(where: str, defense: Defense, everything: Sequence[Given]) -> Plan
 def load_job(where: str, plan: Plan) -> Job:
     """Load data and model, and put into the plan what the checkpoint decided."""
     splits = plan.data.load()
-    victim = load_model(where, plan.network, splits, plan.data.data)
+    victim, known = load_victim(where, plan.network, splits, plan.data.data, plan.folder)
     network = replace(plan.network, arch=victim.arch, normalize=format_normalize(victim.normalize))
     about = f"{victim.arch}, images normalised with {network.normalize}; data: {plan.data.data}"
     print(f"{network.model}: {about}", file=sys.stderr)
-    return Job(replace(plan, network=network), splits, victim)
+    for text in known.notes:
+        print(f"note: {text}", file=sys.stderr)
+    return Job(replace(plan, network=network), splits, victim, known)
 
 
 def apply(defense: Defense, job: Job, resume: Path) -> Any:
@@ -189,12 +218,35 @@ def write_results(
         file.write(result.to_json() + "\n")
 
 
+def record_path(where: str, folder: Folder | None) -> Path:
+    """The folder of the record that results go into."""
+    if not isinstance(folder, RecordFolder):
+        expected = "a record of BackdoorBench to write into"
+        raise ValueError(message(where, "--record", expected, "none", "pass --attack-dir record/NAME"))
+    return folder.path if folder.path.is_dir() else folder.path.parent
+
+
+def write_into_record(target: Path, defense: Defense, job: Job, result: Any, before: Metrics, after: Metrics) -> None:
+    """``defense/NAME/`` as BackdoorBench's scripts leave it."""
+    write_defense_result(
+        target,
+        defense.name,
+        result.model,
+        model_name=job.victim.arch,
+        num_classes=len(job.splits.class_names),
+        history=[
+            {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
+            for row in epoch_rows(result.history, before, after)
+        ],
+        index=job.reserve if "reserve" in defense.needs else None,
+    )
+
+
 def _report(defense: Defense, job: Job, result: Any, rates: dict[str, Metrics], resolved: dict[str, Any]) -> Report:
     samples = None
-    if job.poisoned is not None:
+    if job.known.triggered is not None:
         networks: dict[str, nn.Module] = {"before": job.victim.model, defense.name: result.model}
-        triggered = job.poisoned.trigger(*job.splits.test)
-        samples = pick_samples(networks, triggered, job.splits.class_names, normalize=job.victim.normalize)
+        samples = pick_samples(networks, job.known.triggered, job.splits.class_names, normalize=job.victim.normalize)
     return Report(
         title=f"{defense.name} on {job.victim.arch}, {job.plan.data.data}",
         rates=rates,

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-from bdfast.cli import environment
+from bdfast.cli import artefact, environment
 from bdfast.cli.checks import SECONDS, Check, Choice, choices, numeric_checks
 from bdfast.cli.command import DONE, FINDING, Command
 from bdfast.cli.outputs import to_json
@@ -17,11 +18,16 @@ from bdfast.cli.outputs import to_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--artefact", metavar="PATH", help="look into a checkpoint or a record instead")
     parser.add_argument("--thorough", action="store_true", help="run every small case, however long it takes")
 
 
 def run(options: argparse.Namespace) -> int:
     """Look at everything, print it, and say 1 if something is wrong."""
+    if options.artefact is not None:
+        inspection = artefact.inspect(Path(options.artefact))
+        print(to_json(inspection) if options.json else artefact.text(inspection))
+        return artefact.exit_code(inspection)
     chosen = list(choices())
     checks = numeric_checks(float("inf") if options.thorough else SECONDS)
     gpu = environment.gpu()
@@ -121,9 +127,11 @@ COMMAND = Command(
     description=(
         "Print versions, hardware, the backend that each op takes and why not the others, and compare every backend\n"
         "that runs with the float64 reference. Exits with 1 if a number is wrong or an op falls back to plain\n"
-        "PyTorch unasked; a machine without a GPU is no such fallback."
+        "PyTorch unasked; a machine without a GPU is no such fallback.\n\n"
+        "With --artefact: what a file or a record is, what it claims, what was refused. Exits with 1 if it asks to\n"
+        "run something, with 2 if it was not read to its end. That nothing was found does not make a model safe."
     ),
-    example="  bdfast doctor\n  bdfast doctor --json > doctor.json",
+    example="  bdfast doctor\n  bdfast doctor --json > doctor.json\n  bdfast doctor --artefact record/badnet_0_1",
     add_arguments=add_arguments,
     run=run,
 )

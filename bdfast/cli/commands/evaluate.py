@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bdfast.attacks import PoisonedData
 from bdfast.cli.command import DONE, Command
-from bdfast.cli.inputs import DataSettings, ModelSettings, judge, load_model, read_attack_folder
+from bdfast.cli.inputs import DataSettings, ModelSettings, judge
+from bdfast.cli.known import Folder, find_folder, load_victim
 from bdfast.cli.outputs import ratings, table, to_json, write_json
 from bdfast.cli.settings import Given, add_settings, given, keys, resolve, setting
 from bdfast.data import DataSplits
@@ -22,7 +22,9 @@ WHERE = "bdfast evaluate"
 class EvaluateSettings:
     """What is compared."""
 
-    attack_dir: str | None = setting(None, "folder of `bdfast attack`: its data and trigger, and its victim by default")
+    attack_dir: str | None = setting(
+        None, "folder of `bdfast attack`, or a record: its data and trigger, its victim by default"
+    )
     before: str | None = setting(None, "checkpoint before a defense, for DER and RIR")
 
 
@@ -49,24 +51,22 @@ def evaluate_all(settings: list[Given]) -> Mapping[str, Metrics]:
     """The rates of the model, after those of the one before if there is one."""
     known = keys([DataSettings, ModelSettings, EvaluateSettings])
     own = resolve(WHERE, EvaluateSettings, settings, known)
-    poisoned: PoisonedData | None = None
-    if own.attack_dir is not None:
-        folder = read_attack_folder(WHERE, Path(own.attack_dir))
-        poisoned = folder.poisoned
+    folder = find_folder(WHERE, own.attack_dir, settings)
+    if folder is not None:
         settings = [*folder.given(), *settings]
     data = resolve(WHERE, DataSettings, settings, known)
     network = resolve(WHERE, ModelSettings, settings, known)
     splits = data.load()
     rates = {}
     if own.before is not None:
-        rates["before"] = _rates(replace(network, model=own.before), data, splits, poisoned)
-    rates["model"] = _rates(network, data, splits, poisoned)
+        rates["before"] = _rates(replace(network, model=own.before), data, splits, folder)
+    rates["model"] = _rates(network, data, splits, folder)
     return rates
 
 
-def _rates(settings: ModelSettings, data: DataSettings, splits: DataSplits, poisoned: PoisonedData | None) -> Metrics:
-    loaded = load_model(WHERE, settings, splits, data.data)
-    return judge(loaded.model, splits, poisoned, loaded.normalize)
+def _rates(settings: ModelSettings, data: DataSettings, splits: DataSplits, folder: Folder | None) -> Metrics:
+    loaded, known = load_victim(WHERE, settings, splits, data.data, folder)
+    return judge(loaded.model, splits, known.triggered, loaded.normalize)
 
 
 COMMAND = Command(
@@ -79,6 +79,7 @@ COMMAND = Command(
     ),
     example=(
         "  bdfast evaluate --model runs/d3/model.safetensors --attack-dir runs/badnets\n"
+        "  bdfast evaluate --model record/badnet_0_1 --data cifar10\n"
         "  bdfast evaluate --model after.pt --before before.pt --arch resnet18 --data photos/ --json"
     ),
     add_arguments=add_arguments,

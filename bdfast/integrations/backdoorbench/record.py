@@ -151,9 +151,21 @@ def load_record(
         ArtefactError, LabelRangeError: the record is refused; the message names file and field.
         ValueError: the base data is not what the record was made from.
     """
-    path = Path(folder)
-    stored = read_record(path, where=WHERE, limits=limits)
-    fields = Fields(WHERE, path)
+    return join_record(
+        folder, read_record(folder, where=WHERE, limits=limits), train=train, test=test, normalize=normalize
+    )
+
+
+def join_record(
+    folder: str | os.PathLike[str],
+    stored: StoredRecord,
+    *,
+    train: Split,
+    test: Split,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Record:
+    """The second half of :func:`load_record`, for what :func:`read_record` has read from ``folder``."""
+    fields = Fields(WHERE, Path(folder))
     notes: list[str] = []
     for name, split, part in (("train", train, stored.train), ("test", test, stored.test)):
         if part is not None:

@@ -1,0 +1,153 @@
+"""Records of BackdoorBench on the command line: convert, evaluate, defend, doctor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdfast import attacks, models
+from bdfast.data import load, read_index
+from bdfast.integrations.backdoorbench import read_artefact, read_metrics, save_record
+from bdfast.integrations.backdoorbench.converted import sha256
+from bdfast.metrics import evaluate
+from bdfast.nn import normalized
+from tests.cli.conftest import Outcome
+
+Run = Callable[..., Outcome]
+BASE = ["--limit", "200,80"]
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    train, test, _ = load("digits", limit=(200, 80))
+    model = models.build("digits_cnn", num_classes=10, image_size=8, seed=0)
+    poisoned = attacks.poison(*train, "badnets", rate=0.1, target=3, num_classes=10)
+    folder = tmp_path_factory.mktemp("bench") / "record" / "badnet_0_1"
+    save_record(
+        folder, model, model_name="digits_cnn", num_classes=10, clean_data="digits",
+        train=poisoned, test=poisoned.trigger(*test), in_memory=True,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    from tests.integrations.hostile import Gadget
+
+    torch.save({"model": Gadget(Path.touch, tmp_path / "canary")}, tmp_path / "bad.pt")
+    return tmp_path / "bad.pt"
+
+
+@pytest.mark.parametrize("option", ["--model", "--attack-dir"])
+def test_evaluate(option: str, record: Path, bdfast: Run) -> None:
+    outcome = bdfast("evaluate", option, record, *BASE, "--json")
+    assert outcome.code == 0, outcome.err
+    rates = json.loads(outcome.out)["model"]
+    _, test, _ = load("digits", limit=(200, 80))
+    model = normalized(models.build("digits_cnn", num_classes=10, image_size=8, seed=0), 0.3053, 0.3759).eval()
+    expected = evaluate(model, test, attacks.poison(*test, "badnets", target=3).trigger(*test))
+    assert (rates["acc"], rates["asr"], rates["ra"]) == pytest.approx((expected.acc, expected.asr, expected.ra))
+    assert rates["n_eligible"] == expected.n_eligible
+
+
+def test_evaluate_needs_the_whole_base_set(record: Path, bdfast: Run) -> None:
+    outcome = bdfast("evaluate", "--model", record)
+    assert outcome.code == 2
+    assert "`train` expected 200 images" in outcome.err
+
+
+def test_convert_then_defend(record: Path, bdfast: Run, tmp_path: Path) -> None:
+    assert bdfast("convert", record / "attack_result.pt", tmp_path / "converted").code == 0
+    words = ["--attack-dir", tmp_path / "converted", *BASE, "--reserve", "40", "--set", "epochs=1", "--report", "none"]
+    outcome = bdfast("defend", "d3", *words, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not (tmp_path / "converted" / "defense").exists()
+
+
+@pytest.mark.parametrize("defense", ["ft", "pad-ft"])
+def test_defend_into_the_record(defense: str, record: Path, bdfast: Run) -> None:
+    few = ["--set", "epochs=1"] if defense == "ft" else ["--set", "clip_epochs=2", "--set", "epochs=1"]
+    words = ["--model", record, *BASE, *few, "--draw", "backdoorbench", "--report", "none", "--record"]
+    outcome = bdfast("defend", defense, *words)
+    assert outcome.code == 0, outcome.err
+    folder = record / "defense" / defense
+    result = read_artefact(folder / "defense_result.pt").value
+    plain = models.build("digits_cnn", num_classes=10, image_size=8).state_dict()
+    assert list(result["model"]) == list(plain)
+    assert ("bdfast" in result) == (defense == "pad-ft")
+    assert (result["model_name"], result["num_classes"]) == ("digits_cnn", 10)
+    rows = read_metrics(folder / f"{defense}_df.csv")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert rows[-1]["test_asr"] == metrics["after"]["asr"]
+    assert read_metrics(folder / f"{defense}_df_summary.csv")[0]["test_acc"] == metrics["after"]["acc"]
+    if defense == "ft":
+        assert read_index(folder / "log" / "index.txt").tolist() == [98, 194, 107, 10, 66, 130, 124, 103, 77, 122]
+    else:
+        assert "ignores them" in outcome.err
+
+
+def test_record_option_needs_a_record(attack_dir: Path, bdfast: Run, tmp_path: Path) -> None:
+    outcome = bdfast("defend", "ft", "--attack-dir", attack_dir, "--record", "--out", tmp_path)
+    assert outcome.code == 2
+    assert "`--record` expected a record of BackdoorBench" in outcome.err
+    outcome = bdfast("defend", "ft", "--attack-dir", attack_dir)
+    assert outcome.code == 2
+    assert "`--out` expected a folder for the results" in outcome.err
+
+
+def test_convert_refuses_code(hostile: Path, bdfast: Run, tmp_path: Path) -> None:
+    outcome = bdfast("convert", hostile, tmp_path / "out")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: convert: `{hostile}: data.pkl, byte ")
+    assert bdfast("convert", hostile, tmp_path / "out", "--unsafe-pickle", "0" * 64).code == 2
+    assert not (tmp_path / "canary").exists()
+    bdfast("convert", hostile, tmp_path / "out", "--unsafe-pickle", sha256(hostile))
+    assert (tmp_path / "canary").exists()  # its user said that it may run
+
+
+def test_doctor_reads_a_record(record: Path, bdfast: Run) -> None:
+    outcome = bdfast("doctor", "--artefact", record, "--json")
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert (found["status"], found["findings"], found["kind"]) == ("complete", [], "a record of BackdoorBench")
+    assert found["sha256"] == sha256(record / "attack_result.pt")
+    assert found["claims"]["train"] == {"samples": 200, "flagged": 20, "relabelled": 20}
+    text = bdfast("doctor", "--artefact", record / "attack_result.pt").out
+    assert "BackdoorBench's attack_result (zip)" in text
+    assert "not whether its model carries a backdoor" in text
+    assert "safe" not in text.replace("safetensors", "")
+
+
+def test_doctor_finds_code(hostile: Path, bdfast: Run, tmp_path: Path) -> None:
+    outcome = bdfast("doctor", "--artefact", hostile)
+    assert outcome.code == 1
+    assert "FINDING: the file asks to run something: data.pkl" in outcome.out
+    assert "status       inconclusive" in outcome.out
+    assert not (tmp_path / "canary").exists()
+
+
+def test_doctor_on_a_damaged_file(record: Path, bdfast: Run, tmp_path: Path) -> None:
+    data = (record / "attack_result.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(data[: len(data) // 2])
+    outcome = bdfast("doctor", "--artefact", tmp_path / "half.pt")
+    assert outcome.code == 2
+    assert "status       error" in outcome.out
+    assert "refused: bdfast doctor: " in outcome.out
+
+
+def test_doctor_on_other_files(bdfast: Run, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "x.pt")
+    assert "parameters   3" in bdfast("doctor", "--artefact", tmp_path / "x.pt").out
+    torch.save({"a": torch.ones(3) / 0}, tmp_path / "x.pt")
+    outcome = bdfast("doctor", "--artefact", tmp_path / "x.pt")
+    assert (outcome.code, "not finite: a" in outcome.out) == (2, True)
+    (tmp_path / "x.txt").write_text("hello, this is text")
+    outcome = bdfast("doctor", "--artefact", tmp_path / "x.txt")
+    assert (outcome.code, "status       inconclusive" in outcome.out) == (2, True)
+    assert bdfast("doctor", "--artefact", tmp_path / "nowhere").code == 2
+    assert bdfast("doctor", "--artefact", tmp_path).code == 2

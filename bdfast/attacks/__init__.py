@@ -20,8 +20,10 @@ from bdfast.attacks.badnets import BadNets
 from bdfast.attacks.base import Attack, Rows
 from bdfast.attacks.blended import Blended
 from bdfast.attacks.input_aware import InputAware
+from bdfast.attacks.kl_scores import KLScoreConfig, kl_scores
 from bdfast.attacks.labels import Relabel
 from bdfast.attacks.lf import LF
+from bdfast.attacks.masked_pgd import MaskedPGD, masked_pgd
 from bdfast.attacks.physical_ba import PhysicalBA
 from bdfast.attacks.poisoned import PoisonedData, TriggeredData, poison
 from bdfast.attacks.presets import preset
@@ -41,6 +43,8 @@ __all__ = [
     "BadNets",
     "Blended",
     "InputAware",
+    "KLScoreConfig",
+    "MaskedPGD",
     "PhysicalBA",
     "PoisonedData",
     "Relabel",
@@ -49,6 +53,8 @@ __all__ = [
     "TriggeredData",
     "WaNet",
     "get",
+    "kl_scores",
+    "masked_pgd",
     "names",
     "poison",
     "preset",

@@ -5,5 +5,6 @@ from __future__ import annotations
 from bdfast.runtime.frozen import FrozenModel
 from bdfast.runtime.ranks import Ranks, torchrun
 from bdfast.runtime.resident import Augment, ResidentData, normalize
+from bdfast.runtime.score_table import ScoreTable
 
-__all__ = ["Augment", "FrozenModel", "Ranks", "ResidentData", "normalize", "torchrun"]
+__all__ = ["Augment", "FrozenModel", "Ranks", "ResidentData", "ScoreTable", "normalize", "torchrun"]

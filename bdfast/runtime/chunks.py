@@ -28,7 +28,7 @@ Columns: TypeAlias = "dict[str, Tensor]"
 Kinds: TypeAlias = "Mapping[str, tuple[torch.dtype, int]]"
 """Dtype and number of dimensions of each column."""
 
-MAX_MANIFEST = 1 << 16  # bytes
+MANIFEST, MAX_MANIFEST = "manifest.json", 1 << 16  # bytes
 
 
 def in_chunks(
@@ -88,6 +88,7 @@ class ChunkStore:
         count: rows of the whole run.
         chunk: rows a chunk.
         kinds: dtype and dimensions of each column.
+        note: what :func:`note_of` is to tell a later run, a number say.
 
     Raises:
         ValueError: the folder belongs to another run.
@@ -104,11 +105,13 @@ class ChunkStore:
         count: int,
         chunk: int,
         kinds: Kinds,
+        note: object = None,
     ) -> None:
         self._folder, self._run, self._chunk, self._kinds = Path(folder), run, chunk, kinds
         manifest = {"format": format, "run": run, "samples": count, "chunk": chunk}
+        manifest |= {} if note is None else {"note": note}
         self._folder.mkdir(parents=True, exist_ok=True)
-        file = self._folder / "manifest.json"
+        file = self._folder / MANIFEST
         if not file.exists():
             with atomic_write(file) as stream:
                 json.dump(manifest, stream)
@@ -142,6 +145,13 @@ class ChunkStore:
             for name, (dtype, ndim) in self._kinds.items()
         )
         return columns if fits else None
+
+
+def note_of(folder: str | os.PathLike[str]) -> object:
+    """The note that a :class:`ChunkStore` left in its folder, or None."""
+    file = Path(folder) / MANIFEST
+    manifest = _read_manifest(file) if file.is_file() else None
+    return manifest.get("note") if isinstance(manifest, dict) else None
 
 
 def _read_manifest(file: Path) -> object:

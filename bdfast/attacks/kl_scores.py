@@ -1,0 +1,331 @@
+r"""How far a patch-limited perturbation moves each prediction: the consistency scores of AdvrBD, of a whole data set.
+
+For sample x with a random patch m and :math:`\delta^*` from :mod:`bdfast.attacks.masked_pgd` (arXiv 2405.12719, eq. 3),
+
+.. math::
+
+    s(x) = \mathrm{KL}\bigl(f(x) \,\|\, f(x + m \circ \delta^*)\bigr)
+
+Large is fragile and presumed clean, small is robust and suspicious. The premise holds for triggers that were learned
+well; the plain confidence of the prediction often tells as much (see the table's column), and costs nothing.
+
+Five steps come to some 17 forward passes of the set. What makes them cheap is listed in
+:class:`bdfast.runtime.FrozenModel`; with ``precision="bf16"`` the perturbations are sought in bfloat16 and the scores
+taken in float32, so that the ranking is that of float32 logits at slightly other perturbations.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bdfast.attacks.masked_pgd import MaskedPGD, Objective
+from bdfast.data.dataset import check_labels
+from bdfast.data.source import Source, to_floats
+from bdfast.errors import message
+from bdfast.ops import kl_divergence
+from bdfast.runtime.batching import auto_batch_size
+from bdfast.runtime.chunks import ChunkStore, Columns, backing_off, in_chunks, note_of
+from bdfast.runtime.frozen import FrozenModel
+from bdfast.runtime.guard import model_device, usable_device
+from bdfast.runtime.precision import PRECISIONS, Precision
+from bdfast.runtime.progress import Callback, Record
+from bdfast.runtime.ranks import Ranks
+from bdfast.runtime.score_table import ScoreTable
+from bdfast.training.resume import fingerprint
+
+Combine: TypeAlias = Literal["mean", "median", "min"]
+Normalization: TypeAlias = "tuple[tuple[float, ...], tuple[float, ...]]"
+
+CHUNK = 512  # samples a file: seconds of a GPU, ten of a processor, are what a kill costs
+FORMAT = "bdfast.kl_scores/1"
+KINDS = {
+    "label": (torch.int64, 1),
+    "score": (torch.float32, 1),
+    "confidence": (torch.float32, 1),
+    "prediction": (torch.int64, 1),
+    "halved": (torch.bool, 1),
+}
+
+
+@dataclass(frozen=True)
+class KLScoreConfig:
+    """How scores are made. The paper gives no numbers: every default of the attack is ours.
+
+    Attributes:
+        radius: r, half-width of the patch in pixels (side 2r + 1); None is a quarter of the shorter side, which covers
+            some 28 % of the image; one that reaches over the image is all of it.
+        eps: L_inf bound of the perturbation, in pixels of [0, 1].
+        steps: gradient steps; one ranked as well as five on small networks.
+        step_size: alpha, in pixels of [0, 1].
+        objective: what the perturbation maximises: ``"kl"`` itself, or ``"ce"``, the cross entropy of the given label.
+        patches: random patches a sample, each with its own start.
+        combine: how the scores of several patches become one.
+        precision: of the search for perturbations; see :class:`bdfast.runtime.FrozenModel`.
+        score_precision: of the forward passes whose KL is the score.
+        batch_size: images a batch, or ``"auto"``: from the size of the images, on a GPU from what one image takes.
+        compile: run the network through ``torch.compile``.
+        seed: of patches and starts.
+        round: redraws them.
+    """
+
+    radius: int | None = None
+    eps: float = 8 / 255
+    steps: int = 5
+    step_size: float = 2 / 255
+    objective: Objective = "kl"
+    patches: int = 1
+    combine: Combine = "mean"
+    precision: Precision = "fp32"
+    score_precision: Precision = "fp32"
+    batch_size: int | Literal["auto"] = "auto"
+    compile: bool = False
+    seed: int = 0
+    round: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "objective": get_args(Objective),
+            "combine": get_args(Combine),
+            "precision": PRECISIONS,
+            "score_precision": PRECISIONS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                got = repr(getattr(self, name))
+                raise ValueError(message("KLScoreConfig", name, f"one of {', '.join(allowed)}", got, "choose one"))
+        least = {"steps": 1, "patches": 1, "radius": 0, "seed": 0, "round": 0, "batch_size": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if (name, value) in (("radius", None), ("batch_size", "auto")):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+                got, expected = repr(value), f"a whole number, at least {low}"
+                raise ValueError(message("KLScoreConfig", name, expected, got, "correct it"))
+        for name in ("eps", "step_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+                raise ValueError(
+                    message("KLScoreConfig", name, "a number in (0, 1]", repr(value), "8/255 is a pixel value of 8")
+                )
+
+    def radius_of(self, height: int, width: int) -> int:
+        """r in pixels, for images of a size."""
+        return min(height, width) // 4 if self.radius is None else self.radius
+
+
+def kl_scores(
+    model: nn.Module,
+    data: object,
+    config: KLScoreConfig = KLScoreConfig(),
+    *,
+    ids: Tensor | None = None,  # [M]
+    normalize: Normalization | None = None,
+    device: str | torch.device | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    callback: Callback | None = None,
+    distributed: bool = False,
+) -> ScoreTable:
+    """Consistency scores of a data set (arXiv 2405.12719, eq. 3): large is fragile, small is robust and suspicious.
+
+    Args:
+        model: from images ``[N, C, H, W]``, float in [0, 1], to logits ``[N, K]`` or an output with ``.logits``; it is
+            run in eval mode, on a copy.
+        data: a tuple ``(images, labels)`` of tensors (uint8, or float in [0, 1]; int ``[N]``), a map-style Dataset or a
+            DataLoader over one, or a :class:`bdfast.attacks.PoisonedData`.
+        config: see :class:`KLScoreConfig`.
+        ids: int64 ``[M]``, distinct indices of the samples to score; all of them by default.
+        normalize: ``(mean, std)`` of a model that does not normalise its own input.
+        device: where to work; None is where the model is.
+        checkpoint: a folder that keeps scores in chunks. A run that was killed goes on from them, to the same bits; one
+            of another run is refused.
+        callback: called after every chunk with ``epoch`` and ``epochs`` (chunks that this process has done, and all).
+        distributed: share the work with the other processes of ``torch.distributed``, all of which make this call and
+            get the whole table. Scores do not depend on how many there are.
+
+    Returns:
+        A :class:`bdfast.runtime.ScoreTable` in the order of ``ids`` with the columns ``label``, ``prediction`` and
+        ``confidence`` (arg-max and largest probability on the clean image) and ``halved`` (computed in a smaller batch,
+        because memory ran out). A sample with logits that are not finite is in quarantine: its score is NaN.
+
+    Raises:
+        TypeError, ValueError: arguments of another kind than stated; a checkpoint of another run.
+        LabelRangeError: a label that is no class, with ``objective="ce"``.
+
+    Example:
+        >>> import bdfast
+        >>> (images, labels), _, _ = bdfast.data.load("digits", limit=(20, 1))
+        >>> model = bdfast.models.build("digits_cnn", num_classes=10, image_size=8, seed=0)
+        >>> table = kl_scores(model, (images, labels), KLScoreConfig(steps=2))
+        >>> len(table), bool((table.scores >= 0).all()), sorted(table.columns)
+        (20, True, ['confidence', 'halved', 'label', 'prediction'])
+    """
+    if not isinstance(config, KLScoreConfig):
+        raise TypeError(
+            message("kl_scores", "config", "a KLScoreConfig", type(config).__name__, "pass KLScoreConfig()")
+        )
+    source = Source("kl_scores", data, "data")
+    chosen = _check_ids(ids, len(source))
+    place = model_device(model) if device is None else usable_device("kl_scores", device)
+    ranks = Ranks.joined() if distributed else Ranks()
+    with ExitStack() as stack:
+        scorer = _Scorer(stack, model, config, normalize, place)
+        # Rank 0 decides on the size, and makes the folder, before the others look into it.
+        batch_size = ranks.share(lambda: _batch_size(config, scorer, source, chosen, checkpoint))
+        chunk = batch_size * max(1, CHUNK // batch_size)
+        run = "" if checkpoint is None else _fingerprint(model, source, chosen, config, normalize)
+
+        def open_store() -> ChunkStore | None:
+            if checkpoint is None:
+                return None
+            return ChunkStore(
+                "kl_scores", "checkpoint", checkpoint, format=FORMAT, run=run, count=len(chosen), chunk=chunk,
+                kinds=KINDS, note=batch_size,
+            )  # fmt: skip
+
+        def compute(rows: range) -> Columns:
+            part = chosen[rows.start : rows.stop]
+            return scorer.chunk(*source.read(part), part, batch_size)
+
+        ranks.share(lambda: open_store() is not None)
+        chunks = -(-len(chosen) // chunk)
+        columns = in_chunks(
+            len(chosen), chunk, compute, store=open_store(), ranks=ranks,
+            finished=lambda rows: callback and callback(_record(rows, chunk, chunks)),
+        )  # fmt: skip
+    return ScoreTable(chosen, columns.pop("score"), columns)
+
+
+class _Scorer:
+    """Scores of one chunk after the other."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        model: nn.Module,
+        config: KLScoreConfig,
+        normalize: Normalization | None,
+        device: torch.device,
+    ) -> None:
+        def frozen(precision: Precision) -> FrozenModel:
+            options = {"normalize": normalize, "compile": config.compile, "device": device}
+            return stack.enter_context(FrozenModel(model, precision, **options))  # type: ignore[arg-type]
+
+        self._config = config
+        self.search = frozen(config.precision)
+        same = config.precision == config.score_precision
+        self._score = self.search if same else frozen(config.score_precision)
+        self._place = torch.zeros(0, device=device)
+        # Graphs and compiled networks are made for one size of batch.
+        self._pads = device.type == "cuda" or config.compile
+        self._attacks: dict[int, MaskedPGD] = {}
+
+    def chunk(
+        self,
+        images: Tensor,  # [n, C, H, W]
+        labels: Tensor,  # [n]
+        ids: Tensor,  # [n]
+        batch_size: int,
+    ) -> Columns:
+        """Columns of some samples, batch by batch."""
+        if self._config.objective == "ce":
+            logits = self.search.logits(to_floats(images[:1], self._place))
+            check_labels(labels, logits.shape[1], "kl_scores", "data: labels")
+
+        def compute(rows: range) -> Columns:
+            index = torch.arange(rows.start, rows.stop)
+            if self._pads and len(index) < min(batch_size, len(ids)):
+                index = torch.cat((index, index[-1:].expand(min(batch_size, len(ids)) - len(index))))
+            parts = self._batch(to_floats(images[index], self._place), labels[index].to(self._place.device), ids[index])
+            return {name: value[: len(rows)].cpu() for name, value in parts.items()}
+
+        parts = []
+        for start in range(0, len(ids), batch_size):
+            for rows, columns, halved in backing_off(compute, range(start, min(start + batch_size, len(ids)))):
+                parts.append({**columns, "halved": torch.full((len(rows),), halved)})
+        return {"label": labels.cpu(), **{name: torch.cat([part[name] for part in parts]) for name in parts[0]}}
+
+    def _batch(self, x: Tensor, labels: Tensor, ids: Tensor) -> Columns:
+        config = self._config
+        clean = self._score.logits(x)
+        if config.objective == "ce":
+            target = labels
+        else:  # the search needs f(x) as its own network gives it: at x' = x the two must agree
+            target = clean if self.search is self._score else self.search.logits(x)
+        attack = self._attack(config.radius_of(x.shape[2], x.shape[3]))
+        rounds = range(config.round * config.patches, (config.round + 1) * config.patches)
+        moved = (attack(x, ids, target, seed=config.seed, round=number) for number in rounds)
+        scores = torch.stack([kl_divergence(clean, self._score.logits(x_adv)) for x_adv in moved])
+        score = _combine(scores, config.combine)
+        confidence, prediction = clean.softmax(1).max(1)
+        finite = clean.isfinite().all(1) & score.isfinite()
+        return {
+            "score": score.where(finite, torch.nan),
+            "confidence": confidence.where(finite, torch.nan),
+            "prediction": prediction,
+        }
+
+    def _attack(self, radius: int) -> MaskedPGD:
+        if radius not in self._attacks:
+            config = self._config
+            self._attacks[radius] = MaskedPGD(
+                self.search, radius=radius, steps=config.steps, step_size=config.step_size, eps=config.eps,
+                objective=config.objective,
+            )  # fmt: skip
+        return self._attacks[radius]
+
+
+def _combine(
+    scores: Tensor,  # [patches, N]
+    how: Combine,
+) -> Tensor:
+    if how == "median":
+        return scores.quantile(0.5, dim=0)
+    return scores.mean(0) if how == "mean" else scores.amin(0)
+
+
+def _batch_size(
+    config: KLScoreConfig,
+    scorer: _Scorer,
+    source: Source,
+    ids: Tensor,
+    checkpoint: str | os.PathLike[str] | None,
+) -> int:
+    if config.batch_size != "auto":
+        return config.batch_size
+    kept = None if checkpoint is None else note_of(checkpoint)
+    if isinstance(kept, int) and kept >= 1:
+        return kept  # as the run began: memory may be another's now
+    return auto_batch_size(scorer.search, source.read(ids[:1])[0].shape[1:])
+
+
+def _fingerprint(
+    model: nn.Module, source: Source, ids: Tensor, config: KLScoreConfig, normalize: Normalization | None
+) -> str:
+    """What the scores depend on; of the data, its size and the two ends of what is asked for."""
+    ends = source.read(ids[[0, -1]])
+    statistics = [torch.tensor(numbers) for numbers in normalize or ()]
+    return fingerprint("kl_scores", config, (*model.state_dict().values(), *statistics, ids, *ends))
+
+
+def _check_ids(ids: Tensor | None, count: int) -> Tensor:
+    if ids is None:
+        return torch.arange(count)
+    expected, remedy = f"int64 [M], distinct indices in [0, {count})", "pass the indices of the samples to score"
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.ndim != 1 or len(ids) == 0:
+        got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(message("kl_scores", "ids", expected, got, remedy))
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= count or len(torch.unique(ids)) < len(ids):
+        raise ValueError(message("kl_scores", "ids", expected, f"{low} to {high}, or one twice", remedy))
+    return ids.detach().cpu()
+
+
+def _record(rows: int, chunk: int, chunks: int) -> Record:
+    """Chunks stand where a training loop has epochs."""
+    return {"epoch": -(-rows // chunk), "epochs": chunks, "samples": rows}

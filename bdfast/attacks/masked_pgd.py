@@ -1,0 +1,169 @@
+r"""Projected gradient descent inside a random square patch of each image, batched, against a frozen network.
+
+The consistency score of AdvrBD (arXiv 2405.12719, eq. 3) asks how far a perturbation that is limited to a patch can
+move a prediction. From a random start inside the patch,
+
+.. math::
+
+    x'_0 = \Pi(x + m \circ u), \quad u \sim U(-\varepsilon, \varepsilon), \qquad
+    x'_{t+1} = \Pi\bigl(x'_t + \alpha\, m \circ \mathrm{sign}(\nabla_{x'} \ell(f(x'_t)))\bigr)
+
+with the projection on the eps ball around x and on the range of pixels, the mask m of half-width r around a uniform
+pixel, and the loss KL(f(x) || f(x')) or the cross entropy against a label. At x' = x the gradient of KL is zero, which
+is why the start is random. A sample whose gradient underflows, or is NaN, stays where it is: sign(0) = sign(NaN) = 0.
+
+Patch and noise depend on (seed, round, sample id), not on the batch that a sample is in.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bdfast.errors import message
+from bdfast.ops import kl_divergence, masked_pgd_step_, masked_random_start, patch_centers
+from bdfast.runtime.frozen import FrozenModel
+from bdfast.runtime.graphed import Graphed
+
+Objective: TypeAlias = Literal["kl", "ce"]
+Direction: TypeAlias = Literal["ascend", "descend"]
+
+
+class MaskedPGD:
+    """The attack with its numbers fixed; on a GPU all of its steps are one CUDA graph, captured at the first batch.
+
+    Args:
+        frozen: the network.
+        radius: half-width of the patches in pixels (side 2r + 1, cut at the border); None is the whole image.
+        steps: gradient steps, at least one.
+        step_size: alpha, in the units of the images; a number or ``[C]``.
+        eps: largest change of a pixel, likewise.
+        objective: ``"kl"``: KL of the prediction on x against that on x'; ``"ce"``: cross entropy against a label.
+        direction: ``"ascend"`` moves predictions away, ``"descend"`` towards.
+        lower, upper: range of the pixels, numbers or ``[C]``. For images in [0, 1] they are 0 and 1; where the network
+            takes normalised images, ``(0 - mean) / std`` and ``(1 - mean) / std``, with step and eps divided by std.
+
+    Raises:
+        ValueError: an objective, a direction or a number of steps that is none.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> x, ids = torch.rand(5, 1, 4, 4), torch.arange(5)
+        >>> with FrozenModel(net) as frozen:
+        ...     attack = MaskedPGD(frozen, radius=1, eps=0.1, step_size=0.05)
+        ...     moved = attack(x, ids, frozen.logits(x), seed=0) - x
+        >>> bool(moved.abs().max() <= 0.1 + 1e-6), int((moved != 0).flatten(1).sum(1).max()) <= 9
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        frozen: FrozenModel,
+        *,
+        radius: int | None,
+        steps: int = 5,
+        step_size: float | Tensor = 2 / 255,
+        eps: float | Tensor = 8 / 255,
+        objective: Objective = "kl",
+        direction: Direction = "ascend",
+        lower: float | Tensor = 0.0,
+        upper: float | Tensor = 1.0,
+    ) -> None:
+        for name, value, choices in (
+            ("objective", objective, get_args(Objective)),
+            ("direction", direction, get_args(Direction)),
+        ):
+            if value not in choices:
+                raise ValueError(message("masked_pgd", name, " or ".join(choices), repr(value), "choose one of them"))
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(message("masked_pgd", "steps", "a whole number, at least 1", repr(steps), "pass 5, say"))
+        self._frozen, self._radius, self._steps, self._objective = frozen, radius, steps, objective
+        self._step_size = step_size if direction == "ascend" else -step_size
+        self._ball: dict[str, Any] = {"eps": eps, "lower": lower, "upper": upper}
+        self._loop = Graphed(self._steps_)
+
+    def __call__(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        ids: Tensor,  # [N]
+        target: Tensor,  # [N, K] or [N]
+        *,
+        seed: int,
+        round: int = 0,
+    ) -> Tensor:
+        """x' of every image.
+
+        Args:
+            x: ``[N, C, H, W]`` float.
+            ids: ``[N]`` int64, indices of the samples in their data set.
+            target: logits on x, ``[N, K]`` float32, for ``"kl"``; labels, ``[N]`` int64, for ``"ce"``.
+            seed: of patches and noise.
+            round: redraws them.
+
+        Returns:
+            A new tensor like x, equal to it bit for bit outside the patches.
+        """
+        ids = ids.to(x.device)
+        centers = None
+        if self._radius is not None:
+            centers = patch_centers(ids, x.shape[2], x.shape[3], seed=seed, round=round)
+        start = masked_random_start(x, ids, centers, self._radius, seed=seed, round=round, **self._ball)
+        return self._loop(start, x, target) if centers is None else self._loop(start, x, target, centers)
+
+    def _steps_(self, x_adv: Tensor, x: Tensor, target: Tensor, centers: Tensor | None = None) -> Tensor:
+        """All steps, into ``x_adv``; the same on every device, captured on a GPU."""
+        for _ in range(self._steps):
+            _, grad = self._frozen.input_gradient(x_adv, lambda logits: self._loss(logits, target))
+            masked_pgd_step_(x_adv, x, grad, centers, self._radius, step_size=self._step_size, **self._ball)
+        return x_adv
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self._objective == "kl":
+            return kl_divergence(target, logits)
+        return cross_entropy(logits, target, reduction="none")
+
+
+def masked_pgd(
+    frozen: FrozenModel,
+    x: Tensor,  # [N, C, H, W]
+    ids: Tensor | None = None,  # [N]
+    *,
+    radius: int | None,
+    steps: int = 5,
+    step_size: float | Tensor = 2 / 255,
+    eps: float | Tensor = 8 / 255,
+    objective: Objective = "kl",
+    direction: Direction = "ascend",
+    labels: Tensor | None = None,  # [N]
+    seed: int = 0,
+    round: int = 0,
+    lower: float | Tensor = 0.0,
+    upper: float | Tensor = 1.0,
+) -> Tensor:
+    """One batch of :class:`MaskedPGD` (which see): x' like ``x``, perturbed inside a random patch of each image.
+
+    Args:
+        ids: indices of the samples in their data set; 0 .. N - 1 by default.
+        labels: int64 ``[N]``, for ``objective="ce"``.
+
+    Raises:
+        ValueError: as :class:`MaskedPGD`; no labels for ``"ce"``, or ids of another length.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> with FrozenModel(net) as frozen:
+        ...     masked_pgd(frozen, torch.rand(5, 1, 4, 4), radius=None).shape
+        torch.Size([5, 1, 4, 4])
+    """
+    attack = MaskedPGD(
+        frozen, radius=radius, steps=steps, step_size=step_size, eps=eps, objective=objective, direction=direction,
+        lower=lower, upper=upper,
+    )  # fmt: skip
+    if objective == "ce" and labels is None:
+        raise ValueError(message("masked_pgd", "labels", 'labels [N] for objective="ce"', "None", "pass labels=..."))
+    ids = torch.arange(len(x)) if ids is None else ids
+    target = labels.to(x.device) if objective == "ce" and labels is not None else frozen.logits(x)
+    return attack(x, ids, target, seed=seed, round=round)

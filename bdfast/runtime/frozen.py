@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdfast.errors import message
 from bdfast.nn.normalize import normalized
-from bdfast.runtime.folding import FoldReport, FrozenBatchNormReLU, fold
+from bdfast.runtime.bfloat16 import InBfloat16
+from bdfast.runtime.folding import FoldReport, fold
 from bdfast.runtime.guard import model_device, usable_device
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.precision import PRECISIONS, Precision
@@ -34,8 +34,8 @@ class FrozenModel:
 
     Args:
         model: from NCHW float images to logits ``[N, K]``, or to an output with ``.logits``.
-        precision: ``"fp32"``, or ``"bf16"``: weights and activations in bfloat16, batch-norm statistics and logits in
-            float32.
+        precision: ``"fp32"``, or ``"bf16"``: weights and activations in bfloat16 from the second layer on (see
+            :mod:`bdfast.runtime.bfloat16`), logits returned in float32.
         channels_last: memory format of weights and activations.
         normalize: ``(mean, std)`` of a model that does not normalise its own input.
         fold: fold batch norms.
@@ -156,27 +156,9 @@ class FrozenModel:
             network, self.report = fold(network, probe)
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if self.precision == "bf16":
-            network = _InBfloat16(network)
+            network = InBfloat16(network)
         self._source = network
         return torch.compile(network, dynamic=False) if self._compile else network
-
-
-class _InBfloat16(nn.Module):
-    """Everything in bfloat16 but the statistics of batch norm, whose range it does not hold."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        for module in network.modules():
-            if isinstance(module, (_BatchNorm, FrozenBatchNormReLU)):
-                continue
-            for store in (module._parameters, module._buffers):
-                for value in store.values():
-                    if value is not None and value.is_floating_point():
-                        value.data = value.data.to(torch.bfloat16)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.network(x.to(torch.bfloat16))
 
 
 def _frozen_copy(

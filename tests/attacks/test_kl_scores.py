@@ -97,8 +97,8 @@ def test_bfloat16_ranks_alike() -> None:
     exact, fast = (kl_scores(model, data, KLScoreConfig(precision=precision)) for precision in ("fp32", "bf16"))
     assert torch.equal(exact.columns["confidence"], fast.columns["confidence"])  # forward passes in float32
     ranks = [table.scores.argsort().argsort().double() for table in (exact, fast)]
-    assert float(torch.corrcoef(torch.stack(ranks))[0, 1]) > 0.6  # 0.82; all scores are of one size here
-    assert 0.9 < float(fast.scores.mean() / exact.scores.mean()) < 1.1  # the perturbations are as strong
+    assert float(torch.corrcoef(torch.stack(ranks))[0, 1]) > 0.7  # 0.88; all scores are of one size here
+    assert 0.85 < float((fast.scores / exact.scores).median()) < 1.15  # the perturbations are about as strong
 
 
 def test_some_ids_have_the_scores_that_they_have_among_all() -> None:

@@ -109,6 +109,32 @@ def test_bfloat16_is_close_and_returns_float32() -> None:
     assert cosine(got_grad, grad) > 0.9
 
 
+def test_bfloat16_begins_behind_the_first_layer() -> None:
+    """0.5 + 1/512 is no bfloat16 and would be rounded to 0.5; so would the mean be."""
+    x = torch.full((2, 1, 2, 2), 0.5 + 1 / 512)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False), nn.ReLU(), nn.Linear(1, 2, bias=False))
+    for p in model.parameters():
+        nn.init.ones_(p)
+    for normalize, expected in ((None, 2 + 4 / 512), ((0.5 - 1 / 512, 1.0), 4 / 256)):
+        with FrozenModel(model, precision="bf16", normalize=normalize) as frozen:
+            assert torch.equal(frozen.logits(x), torch.full((2, 2), expected).bfloat16().float())
+
+
+def test_bfloat16_images_that_are_read_twice() -> None:
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x + self.conv(x)).flatten(1))
+
+    x, model = torch.rand(4, 2, 4, 4), Skip()
+    with FrozenModel(model, precision="bf16") as frozen:
+        torch.testing.assert_close(frozen.logits(x), model(x).detach(), rtol=0.05, atol=0.05)
+        frozen.input_gradient(x, loss)
+
+
 @pytest.mark.parametrize("network", [Residual, Branching])
 def test_a_layer_that_is_read_twice_is_not_merged(network: type[nn.Module]) -> None:
     x = torch.rand(4, 2, 6, 6)

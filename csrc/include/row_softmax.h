@@ -20,9 +20,11 @@ float wide_row_max(const T* row, int64_t classes) {
 #pragma omp simd
     for (int64_t lane = 0; lane < kWide; ++lane) lane_max[lane] = std::max(lane_max[lane], to_float(row[j + lane]));
   }
+#pragma omp simd
+  for (int64_t j = whole; j < classes; ++j) lane_max[j - whole] = std::max(lane_max[j - whole], to_float(row[j]));
   float max = -INFINITY;
+#pragma omp simd reduction(max : max)
   for (int64_t lane = 0; lane < kWide; ++lane) max = std::max(max, lane_max[lane]);
-  for (int64_t j = whole; j < classes; ++j) max = std::max(max, to_float(row[j]));
   return max;
 }
 

@@ -145,7 +145,13 @@ CASES = (
     Case(
         "non-finite", "NaN and infinities in one", {"shape": (20, 10), "special": "non-finite"}, _ALL, conditioning=4.0
     ),
-    Case("non-finite-wide", "the same in rows of several vectors", {"shape": (20, 100), "special": "non-finite"}, _ALL),
+    Case(
+        "non-finite-wide",
+        "the same in rows of several vectors",
+        {"shape": (20, 100), "special": "non-finite"},
+        _ALL,
+        conditioning=4.0,
+    ),
     Case("2^31", "more than 2^31 logits", {"shape": (2_200_000, 1000)}, (torch.bfloat16,), large=True),
 )
 

@@ -1,0 +1,42 @@
+"""An epoch of ResNet18 on images of CIFAR-10's number and size: bdfast against the loops that people write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import training_loops
+from benchmarks.stage import Context, Result, Stage
+from benchmarks.tables import Cell, Table
+
+GOAL_SECONDS = 0.6  # a whole epoch of ResNet18 on one H100-class GPU
+EPOCH = 50_000  # images of CIFAR-10's size
+QUICK_STEPS, QUICK_BATCH = 2, 8
+
+
+def run(context: Context) -> Result:
+    """Time the loops; with ``--quick`` two steps of a small network."""
+    records: list[dict[str, Any]] = []
+    result: Result = {"records": records, "goal_seconds": GOAL_SECONDS}
+    architectures = ("mobilenet_v2",) if context.quick else ("resnet18", "preact_resnet18")
+    count, batch = (QUICK_STEPS * QUICK_BATCH, QUICK_BATCH) if context.quick else (EPOCH, 128)
+    for architecture in architectures:
+        data = training_loops.random_images(count)
+        setting = training_loops.setting_for(architecture, context.device, data, None, batch)
+        records.append(training_loops.measure(setting, rounds=1 if context.quick else 3))
+        context.save(result)
+    return result
+
+
+def table(result: Result) -> Table:
+    """A line a loop."""
+    lines: list[list[Cell]] = [
+        [record["architecture"], record["images"], name, seconds, record["vs bdfast"][name]]
+        for record in result["records"]
+        for name, seconds in record["seconds"].items()
+    ]
+    return ("network", "images", "loop", "seconds an epoch", "times bdfast"), lines
+
+
+STAGE = Stage(
+    "train", "an epoch of training: as many images as CIFAR-10, ResNet18 and PreAct-ResNet18", 60.0, run, table
+)

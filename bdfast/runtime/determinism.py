@@ -60,6 +60,27 @@ def isolated_rng(seed: int, device: torch.device | None = None) -> Iterator[None
 
 
 @contextmanager
+def chosen_kernels(deterministic: bool, device: torch.device) -> Iterator[None]:
+    """On a GPU: :func:`deterministic_kernels`, or else the convolutions that cuDNN finds fastest for each shape.
+
+    Batches of a training run have two shapes, so that the search pays from the first epoch on.
+
+    Example:
+        >>> with chosen_kernels(False, torch.device("cpu")):
+        ...     torch.backends.cudnn.benchmark
+        False
+    """
+    before = torch.backends.cudnn.benchmark
+    with deterministic_kernels(deterministic, device):
+        try:
+            if device.type == "cuda" and not deterministic:
+                torch.backends.cudnn.benchmark = True
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
 def deterministic_kernels(enabled: bool, device: torch.device) -> Iterator[None]:
     """Make a GPU compute the same bits in every run, or raise where it cannot; the CPU does so anyway.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bdfast.data import as_tensors, check_labels
 from bdfast.errors import message
 from bdfast.nn import normalized
-from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
+from bdfast.runtime.determinism import chosen_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.progress import Stopwatch
@@ -90,7 +90,7 @@ def workspace(
     watch = Stopwatch(actual)
     with (
         isolated_rng(stream_seed(options.seed, f"global {ranks.rank}" if ranks.rank else "global"), actual),
-        deterministic_kernels(options.deterministic, actual),
+        chosen_kernels(options.deterministic, actual),
         working_model(model, where, inplace=inplace, device=place) as work,
     ):
         with watch("setup"):

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bdfast.runtime import Augment
-from bdfast.runtime.determinism import deterministic_kernels
+from bdfast.runtime.determinism import chosen_kernels, deterministic_kernels
 from bdfast.runtime.precision import autocast
 from bdfast.runtime.progress import Progress
 from bdfast.training import TrainConfig, train_classifier
@@ -178,6 +179,34 @@ def test_deterministic_kernels_are_switched_back(monkeypatch: pytest.MonkeyPatch
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.are_deterministic_algorithms_enabled()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_convolutions_are_searched_for_unless_deterministic(deterministic: bool) -> None:
+    before = torch.backends.cudnn.benchmark
+    with chosen_kernels(deterministic, torch.device("cuda:0")):
+        assert torch.backends.cudnn.benchmark is not deterministic
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+    with chosen_kernels(deterministic, torch.device("cpu")):
+        assert torch.backends.cudnn.benchmark is before
+    assert torch.backends.cudnn.benchmark is before
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_nothing_is_read_back_within_an_epoch(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> None:
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for batch_size in (30, 4):  # 2 steps, 15 steps
+        with Reads() as reads:
+            train_classifier(copy.deepcopy(net), data, TrainConfig(epochs=1, batch_size=batch_size))
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_progress_rewrites_its_line_on_a_terminal_only() -> None:

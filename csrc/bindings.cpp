@@ -23,6 +23,7 @@
 #include "masked_random_start.h"
 #include "patch_centers.h"
 #include "projected_sgd_step.h"
+#include "scale_to_ball.h"
 #include "sce_loss.h"
 #include "sce_margin.h"
 #include "smallest_per_class.h"
@@ -252,6 +253,22 @@ void masked_random_start(uintptr_t x_adv, int dtype, const Four& shape, const Fo
   BDFAST_CALL_BEST(masked_random_start, args);
 }
 
+ScaleToBallArgs scale_to_ball_args(uintptr_t perturbation, int dtype, int64_t images, int64_t numel, double radius,
+                                   uintptr_t radii, bool one_norm) {
+  return {pointer<void>(perturbation),
+          static_cast<DType>(dtype),
+          images,
+          numel,
+          radius,
+          pointer<const float>(radii),
+          one_norm};
+}
+
+void scale_to_ball(uintptr_t perturbation, int dtype, int64_t images, int64_t numel, double radius, uintptr_t radii,
+                   bool one_norm) {
+  BDFAST_CALL_BEST(scale_to_ball, scale_to_ball_args(perturbation, dtype, images, numel, radius, radii, one_norm));
+}
+
 // Words of the generator, for tests against published values.
 std::array<uint32_t, 4> philox4x32_words(uint64_t key, uint64_t counter_low, uint64_t counter_high) {
   const auto random = isa_baseline::philox4x32(key, counter_low, counter_high);
@@ -306,6 +323,12 @@ void masked_random_start_on_gpu(uintptr_t x_adv, int dtype, const Four& shape, c
   masked_random_start_cuda(args, pointer<void>(stream));
 }
 
+void scale_to_ball_on_gpu(uintptr_t perturbation, int dtype, int64_t images, int64_t numel, double radius,
+                          uintptr_t radii, bool one_norm, uintptr_t stream) {
+  scale_to_ball_cuda(scale_to_ball_args(perturbation, dtype, images, numel, radius, radii, one_norm),
+                     pointer<void>(stream));
+}
+
 void bind_cuda(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
   m.def("projected_sgd_step_scratch", &projected_sgd_step_scratch_of, nogil());
@@ -313,6 +336,7 @@ void bind_cuda(py::module_& m) {
   m.def("smallest_per_class_cuda", &smallest_per_class_on_gpu, nogil());
   m.def("masked_pgd_step_cuda", &masked_pgd_step_on_gpu, nogil());
   m.def("patch_centers_cuda", &patch_centers_on_gpu, nogil());
+  m.def("scale_to_ball_cuda", &scale_to_ball_on_gpu, nogil());
   m.def("masked_random_start_cuda", &masked_random_start_on_gpu, nogil());
 }
 #endif
@@ -408,6 +432,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("masked_pgd_step", &masked_pgd_step, nogil());
   m.def("patch_centers", &patch_centers, nogil());
   m.def("masked_random_start", &masked_random_start, nogil());
+  m.def("scale_to_ball", &scale_to_ball, nogil());
   m.def("philox4x32", &philox4x32_words, nogil());
   m.def("histogram_entropy", &histogram_entropy, nogil());
 #ifdef BDFAST_WITH_CUDA

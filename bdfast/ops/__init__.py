@@ -11,6 +11,7 @@ from bdfast.ops.masked_pgd_step import masked_pgd_step_
 from bdfast.ops.masked_random_start import masked_random_start
 from bdfast.ops.patch_centers import patch_centers
 from bdfast.ops.projected_sgd_step import projected_sgd_step_
+from bdfast.ops.scale_to_ball import scale_to_ball_
 from bdfast.ops.sce_loss import sce_loss
 from bdfast.ops.sce_margin import sce_margin
 from bdfast.ops.smallest_per_class import smallest_per_class
@@ -27,6 +28,7 @@ __all__ = [
     "masked_random_start",
     "patch_centers",
     "projected_sgd_step_",
+    "scale_to_ball_",
     "sce_loss",
     "sce_margin",
     "smallest_per_class",

@@ -8,6 +8,7 @@
 
 #include "cuda_api.h"
 #include "cuda_launch.h"
+#include "cuda_vector.cuh"
 #include "masked_pgd_step.h"
 
 namespace bdfast {
@@ -17,35 +18,6 @@ namespace {
 constexpr const char* kOp = "masked_pgd_step_";
 constexpr int kThreads = 128;  // a CIFAR-10 patch of half-width 8 is 306 vectors
 constexpr int64_t kMaxBlocks = 1 << 30;
-
-template <class T, int kVector>
-struct Values {
-  T value[kVector];
-};
-
-template <class T, int kVector>
-__device__ __forceinline__ Values<T, kVector> load(const T* p) {
-  Values<T, kVector> values;
-  if constexpr (kVector == 1) {
-    values.value[0] = *p;
-  } else {
-    static_assert(sizeof(values) == sizeof(float4), "one access");
-    const float4 bits = *reinterpret_cast<const float4*>(p);
-    memcpy(&values, &bits, sizeof bits);
-  }
-  return values;
-}
-
-template <class T, int kVector>
-__device__ __forceinline__ void store_whole(T* p, const Values<T, kVector>& values) {
-  if constexpr (kVector == 1) {
-    *p = values.value[0];
-  } else {
-    float4 bits;
-    memcpy(&bits, &values, sizeof bits);
-    *reinterpret_cast<float4*>(p) = bits;
-  }
-}
 
 __device__ __forceinline__ int64_t offset(const ImageStrides& s, int64_t sample, int64_t channel, int64_t row,
                                           int64_t column) {
@@ -85,11 +57,11 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t column = whole_row ? 0 : kPixels ? element / channels : element;
       const int64_t past = whole_row ? element : 0;
       T* target = static_cast<T*>(a.x_adv) + offset(a.x_adv_strides, sample, of_address, row, column) + past;
-      auto x_adv = load<T, kVector>(target);
-      const auto x =
-          load<T, kVector>(static_cast<const T*>(a.x) + offset(a.x_strides, sample, of_address, row, column) + past);
-      const auto grad = load<T, kVector>(static_cast<const T*>(a.grad) +
-                                         offset(a.grad_strides, sample, of_address, row, column) + past);
+      auto x_adv = load_values<T, kVector>(target);
+      const auto x = load_values<T, kVector>(static_cast<const T*>(a.x) +
+                                             offset(a.x_strides, sample, of_address, row, column) + past);
+      const auto grad = load_values<T, kVector>(static_cast<const T*>(a.grad) +
+                                                offset(a.grad_strides, sample, of_address, row, column) + past);
 #pragma unroll
       for (int v = 0; v < kVector; ++v) {
         const PgdBounds bounds = by_channel ? bounds_of_channel(a, channel) : of_all;
@@ -98,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
         if (kPixels) channel = channel + 1 == channels ? 0 : channel + 1;
       }
       if (element >= begin && element + kVector <= end) {
-        store_whole<T, kVector>(target, x_adv);
+        store_values(target, x_adv);
       } else {
 #pragma unroll
         for (int v = 0; v < kVector; ++v) {

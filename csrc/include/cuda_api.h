@@ -7,6 +7,7 @@
 #include "masked_random_start.h"
 #include "patch_centers.h"
 #include "projected_sgd_step.h"
+#include "scale_to_ball.h"
 #include "smallest_per_class.h"
 
 namespace bdfast {
@@ -32,10 +33,11 @@ struct SmallestPerClassScratch {
 void smallest_per_class_cuda(const SmallestPerClassArgs& args, const SmallestPerClassScratch& scratch, int64_t* indices,
                              int64_t* counts, void* stream);
 
-// Queue the op on `stream`, a cudaStream_t of the current device; all pointers in `args` are on the device. An image has
-// fewer than 2^31 elements. Throw std::runtime_error where a launch fails.
+// Queue the op on `stream`, a cudaStream_t of the current device; all pointers in `args` are on the device. An image that
+// has a patch has fewer than 2^31 elements. Throw std::runtime_error where a launch fails.
 void masked_pgd_step_cuda(const MaskedPgdStepArgs& args, void* stream);
 void patch_centers_cuda(const PatchCentersArgs& args, int32_t* centers, void* stream);
 void masked_random_start_cuda(const MaskedRandomStartArgs& args, void* stream);
+void scale_to_ball_cuda(const ScaleToBallArgs& args, void* stream);
 
 }  // namespace bdfast

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Scenario:
         attack, rate: see :func:`bdfast.attacks.poison`; the target is class 0.
         training: of the victim.
         seed: of everything.
+        options: of the attack, such as another target.
     """
 
     data: DataSplits
@@ -44,6 +45,7 @@ class Scenario:
     rate: float
     training: TrainConfig
     seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Victim:
 def make_victim(scenario: Scenario, device: torch.device, scratch: Path | None = None) -> Victim:
     """Poison the training set and train on it; a folder ``scratch`` keeps the victim for whoever asks for it next."""
     images, labels = scenario.data.train
-    poisoned = bdfast.attacks.poison(images, labels, scenario.attack, rate=scenario.rate, seed=scenario.seed)
+    poisoned = bdfast.attacks.poison(
+        images, labels, scenario.attack, **{"rate": scenario.rate, "seed": scenario.seed, **scenario.options}
+    )
     model = bdfast.models.build(
         scenario.architecture,
         num_classes=len(scenario.data.class_names),
@@ -90,7 +94,8 @@ def make_victim(scenario: Scenario, device: torch.device, scratch: Path | None =
 def _slug(scenario: Scenario) -> str:
     size = len(scenario.data.train[1])
     parts = (scenario.name, size, scenario.architecture, scenario.attack, scenario.rate, scenario.seed)
-    return "-".join(map(str, (*parts, zlib.crc32(repr(scenario.training).encode()))))
+    rest = repr((scenario.training, sorted(scenario.options.items())))
+    return "-".join(map(str, (*parts, zlib.crc32(rest.encode()))))
 
 
 def judge(victim: Victim, defenses: Mapping[str, Defense], reserve: int) -> list[dict[str, Any]]:

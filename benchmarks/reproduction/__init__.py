@@ -1,0 +1,1 @@
+"""The papers' tables: what they published, and how each cell is made again."""

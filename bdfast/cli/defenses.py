@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from bdfast import defenses
 from bdfast.attacks import PoisonedData
-from bdfast.cli import pad_ft
+from bdfast.cli import gic, pad_ft
 from bdfast.report import Panel
 
 TrainingSet = PoisonedData | tuple[Tensor, Tensor]
@@ -32,6 +33,8 @@ class Defense:
         config: its frozen dataclass of options.
         needs: what it is given, of :data:`bdfast.cli.commands.defend.PROVIDERS`.
         summary: one line.
+        save: of a defense that makes data and no model, ``save(folder, result)`` writes them.
+        describe: of such a defense, what it did in a few lines.
         panels: ``panels(result, training_set, class_names)``: what the report shows besides rates and history.
     """
 
@@ -41,9 +44,11 @@ class Defense:
     needs: tuple[str, ...]
     summary: str
     panels: Callable[[Any, TrainingSet, Sequence[str]], Sequence[Panel]] = no_panels
+    save: Callable[[Path, Any], None] | None = None
+    describe: Callable[[Any], str] = str
 
 
-DEFENSES: tuple[Defense, ...] = (
+PLAIN: tuple[Defense, ...] = (
     Defense(
         "d3",
         defenses.d3,
@@ -74,3 +79,32 @@ DEFENSES: tuple[Defense, ...] = (
         "sharpness-aware fine-tuning on the same images (arXiv 2304.11823)",
     ),
 )
+
+GIC = Defense(
+    "gic",
+    gic.calibrate,
+    defenses.GICConfig,
+    ("model", "reserve"),
+    "guided input calibration (arXiv 2502.07231, reconstructed): writes a calibrated set for any purifier",
+    gic.panels,
+    gic.save,
+    gic.describe,
+)
+
+
+def behind_gic(defense: Defense) -> Defense:
+    """The same defense on a calibrated set: ``gic+<name>``."""
+    return replace(
+        defense,
+        name=f"gic+{defense.name}",
+        function=gic.behind_gic(defense.function),
+        config=gic.joined_config(defense.config),
+        summary=f"{defense.name} on images that GIC calibrated",
+        panels=gic.panels,
+    )
+
+
+PURIFIERS = tuple(defense for defense in PLAIN if defense.needs == ("model", "reserve"))
+"""Those that train the model they are given with clean images."""
+
+DEFENSES: tuple[Defense, ...] = (*PLAIN, GIC, *map(behind_gic, PURIFIERS))

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from bdfast import models
 from bdfast.attacks import PoisonedData, TriggeredData
 from bdfast.cli.settings import MAX_CONFIG_BYTES, Given, setting
-from bdfast.data import DataSplits, load, normalization, read_index, reserve
+from bdfast.data import FAMILIES, DataSplits, load, load_calibrated, normalization, read_index, reserve, shift
 from bdfast.errors import message
 from bdfast.metrics import Metrics, accuracy, evaluate, predict
 from bdfast.nn import clip_activations
 from bdfast.runtime.checkpoints import load_into, load_state
 
 MODEL_FILE, POISONED_FILE, CONFIG_FILE = "model.safetensors", "poisoned.npz", "config.json"
+CONDITIONS = tuple(family for family in FAMILIES if family not in ("seen", "unseen"))
 CLIPS, BOUND = "clips.", ".bound"  # around the name of a site, in the state dict of a clipped model
 
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -198,6 +199,42 @@ def reserve_index(
     if isinstance(amount, int):
         return reserve(labels, count=amount, seed=seed, draw=draw)
     return reserve(labels, ratio=amount, seed=seed, draw=draw)
+
+
+def auxiliary_set(
+    splits: DataSplits,
+    index: Tensor,  # [n]
+    source: str,
+    seed: int,
+    amount: int | float | str,
+) -> tuple[Tensor, Tensor]:
+    """The reserve in another condition, or images from elsewhere, of the same size and classes.
+
+    Args:
+        splits: of the victim's data.
+        index: the reserve in its training set.
+        source: one of :data:`CONDITIONS`, a data set, or a folder that ``bdfast defend gic`` wrote.
+        seed: of the condition, and of the draw from another data set.
+        amount: how much of another data set.
+
+    Raises:
+        ValueError: images of another kind, or more classes than the data has.
+    """
+    if source in CONDITIONS:
+        return shift(splits.train[0][index], source, seed=seed), splits.train[1][index]  # type: ignore[arg-type]
+    if (Path(source) / "images.npy").is_file():
+        images, labels = load_calibrated(source)[:2]
+    else:
+        height, width = splits.test[0].shape[2:]
+        other = load(source, image_size=(height, width))
+        chosen = reserve_index(other, amount, seed, "permutation")
+        images, labels = (part[chosen] for part in other.train)
+    expected, got = splits.test[0].shape[1:], images.shape[1:]
+    if expected != got or int(labels.max()) >= len(splits.class_names):
+        said = f"{list(got)} with labels up to {int(labels.max())} in {source}"
+        kind = f"images {list(expected)} of {len(splits.class_names)} classes"
+        raise ValueError(message("bdfast defend", "--auxiliary", kind, said, "convert them first"))
+    return images, labels
 
 
 def judge(

@@ -10,6 +10,7 @@ name                        what it does
 :func:`auxiliary`           what a defender may hold instead: unseen, blurred, rotated, ... images
 :func:`auxiliary_split`     what the victim is trained on, and what is kept from it
 :func:`shift`               the changes behind :func:`auxiliary`, for images of one's own
+:func:`save_calibrated`     keep a set that GIC calibrated, and :func:`load_calibrated` it back
 :func:`read_index`          the indices of such a set from a file, and :func:`write_index` back
 :func:`normalization`       mean and standard deviation of the common data sets
 ==========================  =========================================================================
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bdfast.data.archive import Archive
+from bdfast.data.calibrated import CalibratedSet, calibrated_folder, load_calibrated, save_calibrated
 from bdfast.data.cifar_binary import find_cifar_binary, read_cifar_binary, refuse_cifar_pickles
 from bdfast.data.dataset import as_tensors, check_labels, read_dataset
 from bdfast.data.digits import read_digits
@@ -37,6 +39,7 @@ from bdfast.errors import message
 
 __all__ = [
     "FAMILIES",
+    "CalibratedSet",
     "DataSplits",
     "Family",
     "Normalization",
@@ -44,11 +47,14 @@ __all__ = [
     "as_tensors",
     "auxiliary",
     "auxiliary_split",
+    "calibrated_folder",
     "check_labels",
     "load",
+    "load_calibrated",
     "normalization",
     "read_index",
     "reserve",
+    "save_calibrated",
     "shift",
     "write_index",
 ]

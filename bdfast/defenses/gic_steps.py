@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from bdfast.defenses.gic_config import Norm
+from bdfast.ops import masked_pgd_step_
 
 
 @torch.no_grad()
@@ -35,9 +36,10 @@ def descend_(
         tensor([[[[0.3750, 0.5000]]]])
     """
     if p == "inf":
-        sign = grad.sign().nan_to_num_(0.0)
-        moved = torch.minimum(torch.maximum(z - size * sign, center - delta), center + delta)
-        return z.copy_(moved.clamp_(lower, upper))
+        grad = grad.to(z.dtype)
+        return masked_pgd_step_(
+            z.detach(), center, grad, None, None, step_size=-size, eps=delta, lower=lower, upper=upper
+        )
     length = torch.linalg.vector_norm(grad, dim=(1, 2, 3), keepdim=True)
     usable = length.isfinite() & (length > 0)
     d = z - center - torch.where(usable, size / length, 0.0) * torch.where(usable, grad, 0.0)

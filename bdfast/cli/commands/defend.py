@@ -17,11 +17,13 @@ from bdfast.cli.command import DONE, Command
 from bdfast.cli.defenses import DEFENSES, Defense
 from bdfast.cli.environment import versions
 from bdfast.cli.inputs import (
+    CONDITIONS,
     CONFIG_FILE,
     MODEL_FILE,
     DataSettings,
     LoadedModel,
     ModelSettings,
+    auxiliary_set,
     format_normalize,
     judge,
     reserve_index,
@@ -58,6 +60,11 @@ class DefendSettings:
     )
     reserve: int | float | str = setting(0.05, "clean training images: a share, a count, or a file of indices")
     draw: Literal["permutation", "backdoorbench"] = setting("permutation", "how the reserve is drawn")
+    auxiliary: str | None = setting(
+        None,
+        f"what to hold in their place: the same images in another condition ({', '.join(CONDITIONS)}), another data "
+        "set (an .npz file or a folder; --reserve says how much of it), or a folder of `bdfast defend gic`",
+    )
     seed: int = setting(0, "seeds the draw of the reserve and the defense")
     report: Literal["html", "png", "none"] = setting("html", "report of what changed")
 
@@ -94,6 +101,15 @@ class Job:
         return reserve_index(self.splits, settings.reserve, settings.seed, settings.draw)
 
     @property
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """The reserve, or what the defender holds in its place."""
+        settings = self.plan.settings
+        if settings.auxiliary is not None:
+            return auxiliary_set(self.splits, self.reserve, settings.auxiliary, settings.seed, settings.reserve)
+        images, labels = self.splits.train
+        return images[self.reserve], labels[self.reserve]
+
+    @property
     def training_set(self) -> PoisonedData | tuple[Tensor, Tensor]:
         """What the victim was trained on: the poisoned set, else the data as it is, which may hold anything."""
         return self.splits.train if self.poisoned is None else self.poisoned
@@ -105,7 +121,7 @@ class Job:
 
 PROVIDERS: dict[str, Callable[[Job], Any]] = {
     "model": lambda job: job.victim.model,
-    "reserve": lambda job: tuple(part[job.reserve] for part in job.splits.train),
+    "reserve": lambda job: job.clean,
     "poisoned": lambda job: job.training_set,
 }
 """What a defense can ask for by name (``Defense.needs``)."""
@@ -154,18 +170,45 @@ def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str 
         raise ValueError(message(where, "--out", "a folder for the results", "none", "pass --out DIR"))
     with results_folder(where, out) as folder:
         job = load_job(where, chosen)
-        before = job.judge(job.victim.model)
-        result = apply(defense, job, Path(out) / RESUME_FILE)
-        after = job.judge(result.model)
-        resolved = record(f"defend {defense.name}", *(getattr(job.plan, item.name) for item in fields(Plan)[:4]))
-        write_results(folder, job, result, before, after, resolved)
-        rates = {"before": before, defense.name: after}
-        note = make_report(chosen.settings.report, folder, _report(defense, job, result, rates, resolved))
-    if target is not None:
+        if defense.save is not None:
+            text, note = _make_data(defense, job, Path(out) / RESUME_FILE, folder)
+        else:
+            before = job.judge(job.victim.model)
+            result = apply(defense, job, Path(out) / RESUME_FILE)
+            after = job.judge(result.model)
+            resolved = _resolved(defense, job)
+            write_results(folder, job, result, before, after, resolved)
+            rates = {"before": before, defense.name: after}
+            text = table(rates)
+            note = make_report(chosen.settings.report, folder, _report(defense, job, result, rates, resolved))
+    if target is not None and defense.save is None:
         write_into_record(target, defense, job, result, before, after)
-    print(table(rates))
+    print(text)
     print(f"\nresults in {out}" + (f"\n{note}" if note else ""))
     return DONE
+
+
+def _make_data(defense: Defense, job: Job, resume: Path, folder: Path) -> tuple[str, str | None]:
+    """Of a defense that makes data and no model: the data, settings and a report without rates; what to say of them."""
+    result = apply(defense, job, resume)
+    resolved = _resolved(defense, job)
+    assert defense.save is not None
+    defense.save(folder, result)
+    write_json(folder / CONFIG_FILE, resolved)
+    with atomic_write(folder / "result.json") as file:
+        file.write(result.to_json() + "\n")
+    report = Report(
+        title=f"{defense.name} for {job.victim.arch}, {job.plan.data.data}",
+        settings=plain(resolved),
+        timings=result.timings,
+        versions=versions(),
+        panels=defense.panels(result, job.training_set, job.splits.class_names),
+    )
+    return defense.describe(result), make_report(job.plan.settings.report, folder, report)
+
+
+def _resolved(defense: Defense, job: Job) -> dict[str, Any]:
+    return record(f"defend {defense.name}", *(getattr(job.plan, item.name) for item in fields(Plan)[:4]))
 
 
 def make_plan(where: str, defense: Defense, everything: Sequence[Given]) -> Plan:

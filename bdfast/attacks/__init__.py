@@ -20,6 +20,7 @@ from bdfast.attacks.badnets import BadNets
 from bdfast.attacks.base import Attack, Rows
 from bdfast.attacks.blended import Blended
 from bdfast.attacks.input_aware import InputAware
+from bdfast.attacks.kl_parity import Parity, kl_parity
 from bdfast.attacks.kl_scores import KLScoreConfig, kl_scores
 from bdfast.attacks.labels import Relabel
 from bdfast.attacks.lf import LF
@@ -45,6 +46,7 @@ __all__ = [
     "InputAware",
     "KLScoreConfig",
     "MaskedPGD",
+    "Parity",
     "PhysicalBA",
     "PoisonedData",
     "Relabel",
@@ -53,6 +55,7 @@ __all__ = [
     "TriggeredData",
     "WaNet",
     "get",
+    "kl_parity",
     "kl_scores",
     "masked_pgd",
     "names",

@@ -11,14 +11,16 @@ well; the plain confidence of the prediction often tells as much (see the table'
 
 Five steps come to some 17 forward passes of the set. What makes them cheap is listed in
 :class:`bdfast.runtime.FrozenModel`; with ``precision="bf16"`` the perturbations are sought in bfloat16 and the scores
-taken in float32, so that the ranking is that of float32 logits at slightly other perturbations.
+taken in float32, and the samples of the largest scores, from which one selects, are scored once more in float32.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -68,6 +70,9 @@ class KLScoreConfig:
         combine: how the scores of several patches become one.
         precision: of the search for perturbations; see :class:`bdfast.runtime.FrozenModel`.
         score_precision: of the forward passes whose KL is the score.
+        rescore: with ``precision="bf16"``, the share of the samples, those of the largest scores, that are scored once
+            more in fp32: the first so and so many of the ranking, which is what is selected from it, are then those of
+            fp32. 0 leaves all as they are.
         batch_size: images a batch, or ``"auto"``: from the size of the images, on a GPU from what one image takes.
         compile: run the network through ``torch.compile``.
         seed: of patches and starts.
@@ -83,6 +88,7 @@ class KLScoreConfig:
     combine: Combine = "mean"
     precision: Precision = "fp32"
     score_precision: Precision = "fp32"
+    rescore: float = 0.1
     batch_size: int | Literal["auto"] = "auto"
     compile: bool = False
     seed: int = 0
@@ -107,8 +113,10 @@ class KLScoreConfig:
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
                 got, expected = repr(value), f"a whole number, at least {low}"
                 raise ValueError(message("KLScoreConfig", name, expected, got, "correct it"))
-        for name in ("eps", "step_size"):
+        for name in ("eps", "step_size", "rescore"):
             value = getattr(self, name)
+            if name == "rescore" and value == 0:
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
                 raise ValueError(
                     message("KLScoreConfig", name, "a number in (0, 1]", repr(value), "8/255 is a pixel value of 8")
@@ -151,7 +159,8 @@ def kl_scores(
     Returns:
         A :class:`bdfast.runtime.ScoreTable` in the order of ``ids`` with the columns ``label``, ``prediction`` and
         ``confidence`` (arg-max and largest probability on the clean image) and ``halved`` (computed in a smaller batch,
-        because memory ran out). A sample with logits that are not finite is in quarantine: its score is NaN.
+        because memory ran out); with bf16 ``rescored``, too. A sample with logits that are not finite is in quarantine:
+        its score is NaN.
 
     Raises:
         TypeError, ValueError: arguments of another kind than stated; a checkpoint of another run.
@@ -198,7 +207,30 @@ def kl_scores(
             len(chosen), chunk, compute, store=open_store(), ranks=ranks,
             finished=lambda rows: callback and callback(_record(rows, chunk, chunks)),
         )  # fmt: skip
-    return ScoreTable(chosen, columns.pop("score"), columns)
+    table = ScoreTable(chosen, columns.pop("score"), columns)
+    if config.precision == "fp32" or config.rescore == 0:
+        return table
+    first = table.top(math.ceil(config.rescore * len(table)))
+    if len(first) == 0:
+        return table
+    again = kl_scores(
+        model, data, replace(config, precision="fp32", score_precision="fp32", rescore=0.0), ids=first.sort().values,
+        normalize=normalize, device=device, distributed=distributed,
+        checkpoint=None if checkpoint is None else Path(checkpoint) / "rescored",
+    )  # fmt: skip
+    return _merged(table, again)
+
+
+def _merged(table: ScoreTable, again: ScoreTable) -> ScoreTable:
+    """``table`` with the scores of ``again`` in the place of its own."""
+    rows = torch.isin(table.ids, again.ids).nonzero().flatten()
+    rows = rows[table.ids[rows].argsort()]  # `again` is in the order of its ids
+    scores = table.scores.clone()
+    scores[rows] = again.scores
+    columns = {name: value.clone() for name, value in table.columns.items()}
+    columns["halved"][rows] = again.columns["halved"]
+    columns["rescored"] = torch.zeros(len(table), dtype=torch.bool).index_fill(0, rows, True)
+    return ScoreTable(table.ids, scores, columns)
 
 
 class _Scorer:

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 from bdfast._version import __version__
 from bdfast.cli.command import FAILED, INTERRUPTED, Command
-from bdfast.cli.commands import attack, convert, defend, demo, doctor, evaluate
+from bdfast.cli.commands import attack, convert, defend, demo, doctor, evaluate, score
 
 COMMANDS: tuple[Command, ...] = (
     doctor.COMMAND,
     demo.COMMAND,
     attack.COMMAND,
     defend.COMMAND,
+    score.COMMAND,
     evaluate.COMMAND,
     convert.COMMAND,
 )

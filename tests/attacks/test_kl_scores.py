@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bdfast import models
-from bdfast.attacks import KLScoreConfig, kl_scores, masked_pgd
+from bdfast.attacks import KLScoreConfig, kl_parity, kl_scores, masked_pgd
 from bdfast.attacks import kl_scores as _function
 from bdfast.errors import LabelRangeError
 from bdfast.ops import kl_divergence
@@ -94,11 +94,34 @@ def test_cross_entropy_as_the_objective() -> None:
 
 def test_bfloat16_ranks_alike() -> None:
     data, model = images(), network()
-    exact, fast = (kl_scores(model, data, KLScoreConfig(precision=precision)) for precision in ("fp32", "bf16"))
+    exact, fast = (kl_scores(model, data, KLScoreConfig(precision=p, rescore=0)) for p in ("fp32", "bf16"))  # type: ignore[arg-type]
     assert torch.equal(exact.columns["confidence"], fast.columns["confidence"])  # forward passes in float32
     ranks = [table.scores.argsort().argsort().double() for table in (exact, fast)]
     assert float(torch.corrcoef(torch.stack(ranks))[0, 1]) > 0.7  # 0.88; all scores are of one size here
     assert 0.85 < float((fast.scores / exact.scores).median()) < 1.15  # the perturbations are about as strong
+
+
+def test_the_first_of_the_ranking_are_scored_again_in_float32() -> None:
+    data, model = images(), network()
+    exact, fast, plain = (
+        kl_scores(model, data, KLScoreConfig(precision=p, rescore=r), ids=torch.arange(39, -1, -1))  # type: ignore[arg-type]
+        for p, r in (("fp32", 0.1), ("bf16", 0.3), ("bf16", 0))
+    )
+    again = fast.columns["rescored"]
+    assert sorted(fast.ids[again].tolist()) == sorted(plain.top(12).tolist())
+    torch.testing.assert_close(fast.scores[again], exact.scores[again], rtol=1e-4, atol=1e-7)
+    assert torch.equal(fast.scores[~again], plain.scores[~again])
+    assert "rescored" not in exact.columns
+
+
+def test_parity_with_the_plain_loop() -> None:
+    data, model = images(), network()
+    for config in (KLScoreConfig(patches=2, combine="min"), KLScoreConfig(objective="ce", steps=3, radius=1)):
+        table = kl_scores(model, data, config)
+        parity = kl_parity(model, data, table, config, samples=30, share=0.2)
+        assert (parity.samples, parity.top, parity.overlap) == (30, 6, 1.0)
+        assert parity.max_difference < 1e-4 * float(table.scores.max())
+        assert parity.rank_correlation > 0.999
 
 
 def test_some_ids_have_the_scores_that_they_have_among_all() -> None:
@@ -227,6 +250,7 @@ def test_a_killed_run_goes_on_to_the_same_scores(tmp_path: Path, monkeypatch: py
         ({"radius": -1}, r"`radius` expected a whole number, at least 0, got -1"),
         ({"batch_size": 0}, r"`batch_size` expected a whole number, at least 1, got 0"),
         ({"eps": 8}, r"`eps` expected a number in \(0, 1\], got 8"),
+        ({"rescore": 1.5}, r"`rescore` expected a number in \(0, 1\], got 1.5"),
         ({"step_size": True}, r"`step_size` expected a number in \(0, 1\], got True"),
     ],
 )

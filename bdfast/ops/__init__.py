@@ -1,6 +1,7 @@
 """Kernels: one function an op, the same on every backend. See :mod:`bdfast.backends` for who chooses."""
 
 from bdfast.ops.batch_norm_clipped_relu import batch_norm_clipped_relu
+from bdfast.ops.bounded_ascent_cross_entropy import bounded_ascent_cross_entropy
 from bdfast.ops.clipped_relu import clipped_relu
 from bdfast.ops.hinge_cross_entropy import hinge_cross_entropy
 from bdfast.ops.histogram_entropy import histogram_entropy
@@ -18,6 +19,7 @@ from bdfast.ops.smallest_per_class import smallest_per_class
 
 __all__ = [
     "batch_norm_clipped_relu",
+    "bounded_ascent_cross_entropy",
     "clipped_relu",
     "hinge_cross_entropy",
     "histogram_entropy",

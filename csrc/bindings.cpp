@@ -387,9 +387,10 @@ int64_t smallest_per_class(uintptr_t scores, uintptr_t labels, int64_t count, in
   return BDFAST_CALL_BEST(smallest_per_class, args, pointer<int64_t>(indices), pointer<int64_t>(counts));
 }
 
-int64_t histogram_entropy(uintptr_t x, int dtype, int64_t rows, int64_t columns, double step, bool strict,
-                          uintptr_t entropy) {
-  const HistogramEntropyArgs args{pointer<const void>(x), static_cast<DType>(dtype), rows, columns, step, strict};
+int64_t histogram_entropy(uintptr_t x, int dtype, int64_t rows, int64_t columns, uintptr_t terms, double step,
+                          bool strict, uintptr_t entropy) {
+  const HistogramEntropyArgs args{
+      pointer<const void>(x), static_cast<DType>(dtype), rows, columns, pointer<const float>(terms), step, strict};
   return BDFAST_CALL_BEST(histogram_entropy, args, pointer<float>(entropy));
 }
 

@@ -13,8 +13,9 @@ struct HistogramEntropyArgs {
   DType dtype;
   int64_t rows;
   int64_t columns;
-  double step;  // width of a bin
-  bool strict;  // what lies on an edge is in no bin; otherwise bins are [edge, next edge), the last one closed
+  const float* terms;  // [columns + 1]: what a bin with that many elements of a row adds to its entropy
+  double step;         // width of a bin
+  bool strict;         // what lies on an edge is in no bin; otherwise bins are [edge, next edge), the last one closed
 };
 
 // Up to here a bin that is found by one multiplication is off by at most one.

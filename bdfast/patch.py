@@ -84,10 +84,18 @@ class Patch:
     def __str__(self) -> str:
         lines = [f"replaced  {name}" for name in self.replaced]
         lines += [f"left      {name}: {reason}" for name, reason in self.left.items() if reason != _ABSENT]
-        absent = [name.rpartition(".")[2] for name, reason in self.left.items() if reason == _ABSENT]
+        absent = [name for name in _NAMES if self._in_no_module(name)]
         if absent:
-            lines.append(f"not found {', '.join(sorted(set(absent)))}")
+            lines.append(f"not found {', '.join(absent)}")
         return "\n".join(lines)
+
+    def _in_no_module(self, name: str) -> bool:
+        reasons = [reason for label, reason in self.left.items() if label.endswith(f".{name}")]
+        return (
+            bool(reasons)
+            and all(reason == _ABSENT for reason in reasons)
+            and not any(label.endswith(f".{name}") for label in self.replaced)
+        )
 
 
 def backdoorbench(*modules: ModuleType | str | os.PathLike[str], only: Collection[str] | None = None) -> Patch:

@@ -2,11 +2,11 @@
 """The accelerated functions for BackdoorBench's defenses, each beside the usual loop, in one run on the CPU.
 
     python benchmarks/backdoorbench_parts.py                          a table
-    python benchmarks/backdoorbench_parts.py --write                  benchmarks/results/backdoorbench_parts.json as well
-    python benchmarks/backdoorbench_parts.py --parts sau projection --seconds 20
+    python benchmarks/backdoorbench_parts.py --write                  and benchmarks/results/backdoorbench_parts.json
+    python benchmarks/backdoorbench_parts.py --parts sau l2 --rounds 5
 
-The usual loops are those that ``BDFAST_REFERENCE=1`` runs: written for this project from the equations. Random images and
-a PreAct-ResNet18 with random weights: what is timed depends on neither.
+The usual loops are those that ``BDFAST_REFERENCE=1`` runs: written for this project from the equations. Random images
+and a PreAct-ResNet18 with random weights: what is timed depends on neither.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ import bdfast
 from bdfast.integrations.backdoorbench.accelerated import abl, clp, entropy, evaluation, nad, npd, sau
 from benchmarks import environment
 from benchmarks.tables import Table, text_table
-from benchmarks.timing import Timing, interleave
+from benchmarks.timing import Timing, host_clock
 
 Step = Callable[[], Any]
+CALLS = 5  # of a short part, in a row: a sample
 CPU = SimpleNamespace(device="cpu")
 
 
@@ -47,7 +48,7 @@ class Part:
     work: str
     goal: float
     make: Callable[[argparse.Namespace], tuple[Step, Step]]  # (usual, ours)
-    most_rounds: int = 30
+    weight: int  # how many times fewer rounds than of a short part
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         result = {
             "kind": "backdoorbench_parts",
             "environment": environment.facts(torch.device("cpu"), command),
-            "settings": {name: getattr(arguments, name) for name in ("images", "thresholds", "threads", "seconds")},
+            "settings": {name: getattr(arguments, name) for name in ("images", "thresholds", "threads", "rounds")},
             "records": records,
         }
         environment.write(arguments.output, result)
@@ -77,11 +78,13 @@ def measure(part: Part, arguments: argparse.Namespace) -> dict[str, Any]:
     """Both ways in turn; the ratio is the median over rounds."""
     torch.manual_seed(0)
     usual, ours = part.make(arguments)
-    timings = interleave(
-        {"usual": usual, "ours": ours}, seconds=arguments.seconds, sample_seconds=0.0, rounds=(1, part.most_rounds)
-    )
+    ours()  # what is allocated and looked up once
+    calls = CALLS if part.weight == 1 else 1
+    rounds = max(1, arguments.rounds // part.weight)
+    samples = [(host_clock(usual, calls), host_clock(ours, calls)) for _ in range(rounds)]
+    timings = [Timing(column, calls) for column in zip(*samples, strict=True)]
     work = part.work.format(**vars(arguments))
-    return {"part": part.name, "work": work, "goal": part.goal, **_record(timings["usual"], timings["ours"])}
+    return {"part": part.name, "work": work, "goal": part.goal, **_record(*timings)}
 
 
 def _record(usual: Timing, ours: Timing) -> dict[str, Any]:
@@ -165,15 +168,19 @@ def attack(arguments: argparse.Namespace) -> tuple[Step, Step]:
 
 
 def projections(norm: str, arguments: argparse.Namespace) -> tuple[Step, Step]:
-    """A batch of perturbations, all outside the ball."""
-    outside = torch.randn(256, 3, 32, 32)
-    buffer = torch.empty_like(outside)
-    args = SimpleNamespace(norm_type=norm, trigger_norm=1.0)
+    """A batch of perturbations outside a ball that shrinks with every call, so that all are scaled each time."""
 
-    def project(function: Callable[[Any, Tensor, Any], Tensor]) -> None:
-        function(None, buffer.copy_(outside), args)
+    def step(function: Callable[[Any, Tensor, Any], Tensor]) -> Step:
+        pert = torch.randn(256, 3, 32, 32)
+        args = SimpleNamespace(norm_type=norm, trigger_norm=1.0)
 
-    return partial(project, npd.plain_projection), partial(project, npd.projection)
+        def project() -> None:
+            args.trigger_norm *= 0.99
+            function(None, pert, args)
+
+        return project
+
+    return step(npd.plain_projection), step(npd.projection)
 
 
 def attention(arguments: argparse.Namespace) -> tuple[Step, Step]:
@@ -202,14 +209,14 @@ def rates(arguments: argparse.Namespace) -> tuple[Step, Step]:
 
 
 PARTS = (
-    Part("abl", "loss ranking of {images} images, PreAct-ResNet18", 1.6, ranking, 4),
-    Part("clp", "{thresholds} thresholds, PreAct-ResNet18", 50.0, sweep, 1),
-    Part("entropy", "256 channels x 512 samples", 20.0, entropies),
-    Part("sau", "5 steps, 32 images, two PreAct-ResNet18", 1.5, attack, 6),
-    Part("l1", "256 perturbations of 3 x 32 x 32", 20.0, partial(projections, "L1")),
-    Part("l2", "256 perturbations of 3 x 32 x 32", 20.0, partial(projections, "L2")),
-    Part("nad", "attention map of 64 x 256 x 16 x 16, both ways", 1.0, attention),
-    Part("evaluation", "ASR and RA of {images} images, PreAct-ResNet18", 1.8, rates, 4),
+    Part("abl", "loss ranking of {images} images, PreAct-ResNet18", 1.6, ranking, 10),
+    Part("clp", "{thresholds} thresholds, PreAct-ResNet18", 50.0, sweep, 30),
+    Part("entropy", "256 channels x 512 samples", 20.0, entropies, 1),
+    Part("sau", "5 steps, 32 images, two PreAct-ResNet18", 1.5, attack, 10),
+    Part("l1", "256 perturbations of 3 x 32 x 32", 20.0, partial(projections, "L1"), 1),
+    Part("l2", "256 perturbations of 3 x 32 x 32", 20.0, partial(projections, "L2"), 1),
+    Part("nad", "attention map of 64 x 256 x 16 x 16, both ways", 1.0, attention, 1),
+    Part("evaluation", "ASR and RA of {images} images, PreAct-ResNet18", 1.8, rates, 10),
 )
 
 
@@ -221,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=300, help="of the ranking and the evaluation (300)")
     parser.add_argument("--thresholds", type=int, default=21, help="of CLP's sweep (21)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (2)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each part, one round at least (10)")
+    parser.add_argument("--rounds", type=int, default=30, help="of short parts; long ones run fewer (30)")
     parser.add_argument("--write", action="store_true", help="write the result file")
     parser.add_argument("--output", type=Path, default=environment.RESULTS / "backdoorbench_parts.json")
     return parser

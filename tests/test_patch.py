@@ -83,7 +83,10 @@ def test_replaces_what_fits_and_says_what_does_not(fake: ModuleType) -> None:
     report = str(patch)
     assert "replaced  defense_fake.CLP_prune" in report
     assert "left      defense_fake.compute_loss_value: its signature" in report
-    assert report.splitlines()[-1].startswith("not found EP_defense, ")
+    assert report.splitlines()[-1] == (
+        "not found LGALoss.forward, FloodingLoss.forward, EP_defense, Shared_PGD.attack, Shared_PGD.projection, "
+        "NPD.projection, NPD.get_perturbed_image"
+    )
     patch.undo()
     patch.undo()  # nothing left to do
     assert vars(fake) == before
@@ -133,6 +136,10 @@ def test_only_some_names(fake: ModuleType) -> None:
 def test_a_checkout_by_its_folder(fake: ModuleType, tmp_path: Path) -> None:
     with bdfast.patch.backdoorbench(tmp_path) as patch:
         assert "defense_fake.CLP_prune" in patch.replaced
+    other = ModuleType("other")
+    exec("def EP_defense(net, u, mixture_data_loader, args): ...", other.__dict__)
+    with bdfast.patch.backdoorbench(tmp_path, other) as patch:  # found in one of the modules is found
+        assert "EP_defense" not in str(patch).splitlines()[-1]
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ValueError, match=r"0 imported modules and none of the names; import the defenses first"):

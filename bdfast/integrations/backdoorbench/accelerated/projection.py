@@ -11,10 +11,10 @@ waits for each norm.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bdfast.errors import message
+from bdfast.ops import scale_to_ball_
 
 NORMS = ("L_inf", "L1", "L2", "Reg")
 
@@ -26,6 +26,7 @@ def project_(pert: Tensor, radius: float, norm: str, where: str) -> Tensor:
         ValueError: ``norm`` is none of ``"L_inf"``, ``"L1"``, ``"L2"``, ``"Reg"``.
 
     Example:
+        >>> import torch
         >>> project_(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0, "L2", "example")
         tensor([[0.6000, 0.8000],
                 [0.3000, 0.4000]])
@@ -35,10 +36,8 @@ def project_(pert: Tensor, radius: float, norm: str, where: str) -> Tensor:
     data = pert.detach()  # the caller's tensor may be a leaf that requires gradients
     if norm == "L_inf":
         data.clamp_(-radius, radius)
-    elif norm != "Reg" and data.numel() > 0:
-        length = torch.linalg.vector_norm(data.flatten(1), ord=1 if norm == "L1" else 2, dim=1)
-        scale = torch.where(length > radius, radius / length, torch.ones_like(length))
-        data.mul_(scale.view(-1, *(1,) * (data.dim() - 1)))
+    elif norm != "Reg":
+        scale_to_ball_(data, radius, 1 if norm == "L1" else 2)
     return pert
 
 
@@ -47,8 +46,9 @@ def plain_project_(pert: Tensor, radius: float, norm: str, where: str) -> Tensor
     if norm not in ("L1", "L2"):
         return project_(pert, radius, norm, where)
     data = pert.detach()
-    for image in data:
-        length = float(torch.linalg.vector_norm(image, ord=1 if norm == "L1" else 2))
+    flat = data.flatten(1)
+    lengths = flat.abs().sum(dim=1) if norm == "L1" else flat.square().sum(dim=1).sqrt()
+    for image, length in zip(data, lengths, strict=True):
         if length > radius:
-            image.mul_(radius / length)
+            image.copy_(image * radius / length.item())
     return pert

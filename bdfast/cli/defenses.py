@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bdfast import defenses
 from bdfast.attacks import PoisonedData
-from bdfast.cli import gic, pad_ft
+from bdfast.cli import advrbd, gic, pad_ft
 from bdfast.report import Panel
 
 TrainingSet = PoisonedData | tuple[Tensor, Tensor]
@@ -63,6 +63,14 @@ PLAIN: tuple[Defense, ...] = (
         ("model", "poisoned"),
         "data purification, activation clipping, classifier fine-tuning (arXiv 2409.12072), from the poisoned set",
         pad_ft.panels,
+    ),
+    Defense(
+        "advrbd",
+        advrbd.defend,
+        defenses.AdvrBDConfig,
+        ("factory", "poisoned"),
+        "splits the poisoned set and trains a new network on the clean part (arXiv 2405.12719)",
+        advrbd.panels,
     ),
     Defense(
         "ft",

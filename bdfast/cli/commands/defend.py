@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from bdfast import models
 from bdfast.attacks import PoisonedData
 from bdfast.cli.command import DONE, Command
 from bdfast.cli.defenses import DEFENSES, Defense
@@ -48,6 +49,7 @@ from bdfast.integrations.backdoorbench import write_defense_result
 from bdfast.metrics import Metrics
 from bdfast.report import Report, pick_samples
 from bdfast.runtime.checkpoints import save_state
+from bdfast.runtime.guard import model_device
 from bdfast.runtime.progress import Progress
 
 
@@ -114,6 +116,15 @@ class Job:
         """What the victim was trained on: the poisoned set, else the data as it is, which may hold anything."""
         return self.splits.train if self.poisoned is None else self.poisoned
 
+    def fresh_network(self) -> nn.Module:
+        """A new network of the victim's architecture, where the victim is."""
+        images, name = self.splits.train[0], self.victim.arch.replace("preactresnet", "preact_resnet")
+        model = models.build(
+            name, num_classes=len(self.splits.class_names), image_size=(images.shape[2], images.shape[3]),
+            channels=images.shape[1],
+        )  # fmt: skip
+        return model.to(model_device(self.victim.model))
+
     def judge(self, model: nn.Module) -> Metrics:
         """The rates of ``model``, which expects its images as the victim does."""
         return judge(model, self.splits, self.known.triggered, self.victim.normalize)
@@ -121,6 +132,7 @@ class Job:
 
 PROVIDERS: dict[str, Callable[[Job], Any]] = {
     "model": lambda job: job.victim.model,
+    "factory": lambda job: job.fresh_network,
     "reserve": lambda job: job.clean,
     "poisoned": lambda job: job.training_set,
 }

@@ -1,0 +1,162 @@
+r"""Does a sample belong to the class that it is labelled as? Asked of a network that never saw that class.
+
+A poisoned sample looks like its true class and is labelled as the target. Every network that was trained on it knows
+the trigger, and tells little: on digits the KL score of AdvrBD ranked WaNet's and TaCT's poison *above* clean samples
+of the target class. A network that was trained without class c cannot know a trigger whose label is c, since all
+samples that carry both are left out. In its features, samples of c are new and form a group of their own, while poison
+lies with its true classes. For every class c,
+
+1. train a network on all samples but those labelled c, with random patches of the images erased, so that a small
+   trigger is one more patch;
+2. the *seeds* of c are the share q of its samples that this network knows least, of lowest energy
+   :math:`\mathrm{logsumexp}_{j \ne c}\, z_j`;
+3. with the means :math:`m_j` of the other classes and :math:`m_c` of the seeds in its features h, standardised, and
+   the pooled covariance S of the other classes, the content margin of a sample of c is the difference of two squared
+   Mahalanobis distances (linear discriminant analysis):
+
+.. math::
+
+    s(x) = \tfrac12 \Bigl( \min_{j \ne c} \lVert h(x) - m_j \rVert_{S^{-1}}^2 - \lVert h(x) - m_c \rVert_{S^{-1}}^2
+    \Bigr)
+
+Above 0, x is more like the seeds of its class than like any other class. A trigger on images of the target class itself
+(some attacks poison those too) leaves the content right: such samples may pass, and so does clean-label poison.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+RIDGE = 1e-6  # of the standard deviations, for features that never vary
+
+
+class ContentView(NamedTuple):
+    """What a network that never saw some classes makes of the whole set."""
+
+    features: Tensor  # [N, D]
+    logits: Tensor  # [N, K]
+
+
+def dealt(num_classes: int, networks: int) -> list[list[int]]:
+    """Which classes each network leaves out: every class once, at most ``networks`` groups.
+
+    Example:
+        >>> dealt(3, 10), dealt(5, 2)
+        ([[0], [1], [2]], [[0, 2, 4], [1, 3]])
+    """
+    count = min(networks, num_classes)
+    return [list(range(first, num_classes, count)) for first in range(count)]
+
+
+def content_margins(
+    view: ContentView,
+    labels: Tensor,  # [N]
+    left_out: list[int],
+    *,
+    seeds: float,
+    shrinkage: float,
+) -> Tensor:
+    """Content margin of the samples of the classes that the network was not trained on; NaN for all others.
+
+    Samples whose features or logits are not finite get NaN too, and take no part.
+
+    Args:
+        view: of the whole set.
+        labels: as given.
+        left_out: classes.
+        seeds: q in (0, 1], at least one sample a class.
+        shrinkage: of S towards a multiple of the identity.
+
+    Returns:
+        float32 ``[N]``.
+    """
+    margins = torch.full((len(labels),), float("nan"))
+    finite = view.features.isfinite().all(1) & view.logits.isfinite().all(1)
+    groups = {int(c): (finite & (labels == c)).nonzero().flatten() for c in torch.unique(labels)}
+    groups = {c: index for c, index in groups.items() if len(index)}
+    features = _standardised(view.features, finite)
+    known = [c for c in groups if c not in left_out]
+    if not known:
+        return margins
+    means = torch.stack([features[groups[c]].mean(0) for c in groups])
+    position = {c: i for i, c in enumerate(groups)}
+    within = torch.cat([features[groups[c]] - means[position[c]] for c in known])
+    whiten = _whitening(within, shrinkage)
+    energy = view.logits[:, known].double().logsumexp(1)
+    for c in (c for c in left_out if c in groups):
+        index = groups[c]
+        familiar = energy[index]
+        chosen = index[familiar.argsort(stable=True)[: max(1, int(seeds * len(index)))]]
+        own = features[chosen].mean(0)
+        others = means[[i for other, i in position.items() if other != c]]
+        if len(others) == 0:
+            continue
+        x = features[index] @ whiten
+        nearest = torch.cdist(x, others @ whiten).square().min(1).values
+        distance = (x - own @ whiten).square().sum(1)
+        margins[index] = (0.5 * (nearest - distance)).float()
+    return margins
+
+
+def _standardised(features: Tensor, finite: Tensor) -> Tensor:
+    f = features.double()
+    known = f[finite]
+    return (f - known.mean(0)) / (known.std(0) + RIDGE)
+
+
+def _whitening(deviations: Tensor, shrinkage: float) -> Tensor:
+    """W with W W^T the inverse of the shrunk covariance, ``[D, D]``."""
+    covariance = deviations.T @ deviations / len(deviations)
+    scale = covariance.diagonal().mean().clamp_min(RIDGE)
+    eye = torch.eye(len(covariance), dtype=covariance.dtype)
+    covariance = (1 - shrinkage) * covariance + (shrinkage * scale + RIDGE * scale) * eye
+    values, vectors = torch.linalg.eigh(covariance)
+    whitening: Tensor = vectors * values.clamp_min(RIDGE * float(scale)).rsqrt()
+    return whitening
+
+
+class RandomErasing(nn.Module):
+    """A network that, in training, sees its images with a random rectangle replaced by a grey level or by noise.
+
+    Three images in four lose up to half of each side. Draws come from the global generator, which training isolates.
+
+    Example:
+        >>> net = RandomErasing(nn.Identity()).eval()
+        >>> bool((net(torch.ones(2, 1, 4, 4)) == 1).all())
+        True
+    """
+
+    def __init__(self, network: nn.Module, share: float = 0.75) -> None:
+        super().__init__()
+        self.network, self.share = network, share
+
+    def forward(
+        self,
+        images: Tensor,  # [N, C, H, W] in [0, 1]
+    ) -> Tensor:
+        output: Tensor = self.network(self.erase(images) if self.training else images)
+        return output
+
+    def erase(
+        self,
+        images: Tensor,  # [N, C, H, W] in [0, 1]
+    ) -> Tensor:
+        """Images with rectangles, drawn on the CPU so that every device sees the same ones."""
+        count, channels, height, width = images.shape
+        rows = _span(count, height)[:, None, :, None]
+        columns = _span(count, width)[:, None, None, :]
+        erased = rows & columns & (torch.rand(count, 1, 1, 1) < self.share)
+        grey = torch.rand(count, channels, 1, 1).expand(images.shape)
+        noise = torch.rand(images.shape)
+        fill = torch.where(torch.rand(count, 1, 1, 1) < 0.5, grey, noise)
+        return torch.where(erased.to(images.device), fill.to(images), images)
+
+
+def _span(count: int, length: int) -> Tensor:
+    """Random intervals of up to half of ``length``, as a mask ``[count, length]``, cut at the ends."""
+    extent = torch.randint(1, length // 2 + 2, (count, 1))
+    center = torch.randint(0, length, (count, 1))
+    return (torch.arange(length) - center).abs() * 2 < extent

@@ -1,0 +1,76 @@
+"""What the enhanced network tells: samples that it still classifies as labelled behave as poisoned ones do."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from bdfast.defenses.advrbd_config import Vote
+from bdfast.ops import largest_scores
+
+
+def misclassified_by(
+    predictions: list[Tensor],  # [N] each
+    labels: Tensor,  # [N]
+    vote: Vote,
+) -> Tensor:
+    """Which samples the enhanced networks, one a round, misclassify: the last one, or most of them.
+
+    A prediction of -1, of logits that were not finite, is evidence of nothing and counts as right.
+
+    Example:
+        >>> rounds = [torch.tensor([1, 1, 0]), torch.tensor([1, 0, -1]), torch.tensor([0, 0, 1])]
+        >>> labels = torch.tensor([0, 0, 0])
+        >>> misclassified_by(rounds, labels, "last").tolist(), misclassified_by(rounds, labels, "majority").tolist()
+        ([False, False, True], [True, False, False])
+    """
+    wrong = torch.stack([(p != labels) & (p >= 0) for p in predictions])
+    return wrong[-1] if vote == "last" else 2 * wrong.sum(0) > len(predictions)
+
+
+def identify(
+    misclassified: Tensor,  # [N] bool
+    labels: Tensor,  # [N]
+    in_dc: Tensor,  # [N] bool
+    scores: Tensor,  # [N]
+    *,
+    keep_dc: bool = True,
+    min_per_class: int = 0,
+    content: Tensor | None = None,  # [N]
+) -> Tensor:
+    """D_clean as a mask: D_c, and what the enhanced network misclassifies.
+
+    Args:
+        misclassified: see :func:`misclassified_by`.
+        labels: as given.
+        in_dc: D_c.
+        scores: of the partition; the largest ones fill up ``min_per_class``.
+        keep_dc: D_c is clean by construction; otherwise it has to be misclassified, too.
+        min_per_class: samples of each class that are clean in any case.
+        content: content margins; samples at or below 0, or NaN, are not clean (unless ``min_per_class`` asks for them).
+
+    Warns:
+        UserWarning: nothing was misclassified, so that D_clean is D_c at most.
+
+    Example:
+        >>> labels, in_dc = torch.tensor([0, 0, 1, 1]), torch.tensor([True, False, False, False])
+        >>> identify(torch.tensor([False, False, True, False]), labels, in_dc, torch.zeros(4)).tolist()
+        [True, False, True, False]
+    """
+    if not bool(misclassified.any()):
+        text = "the enhanced model misclassifies nothing, and only D_c counts as clean; raise mu or enhance_epochs"
+        warnings.warn(f"advrbd: {text}", UserWarning, stacklevel=3)
+        clean = in_dc.clone()
+    else:
+        clean = misclassified | (in_dc & keep_dc)
+    if content is not None:
+        clean &= content > 0
+    for c in torch.unique(labels).tolist() if min_per_class else []:
+        index = (labels == c).nonzero().flatten()
+        missing = min_per_class - int(clean[index].sum())
+        if missing > 0:
+            left = index[~clean[index]]
+            clean[left[largest_scores(scores[left], missing)]] = True
+    return clean

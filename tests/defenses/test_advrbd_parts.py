@@ -1,0 +1,224 @@
+"""The parts of AdvrBD against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from bdfast.defenses import AdvrBDConfig
+from bdfast.defenses.advrbd_content import ContentView, RandomErasing, content_margins, dealt
+from bdfast.defenses.advrbd_enhancement import bounded_ascent
+from bdfast.defenses.advrbd_identification import identify, misclassified_by
+from bdfast.defenses.advrbd_partition import both_high, partition, planned_rounds, random_scores, round_size
+from bdfast.defenses.advrbd_quality import auroc, split_quality
+
+NAN = float("nan")
+
+
+def paper(**options: object) -> AdvrBDConfig:
+    return AdvrBDConfig(**options)  # type: ignore[arg-type]
+
+
+# --- partition -------------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_scores_that_are_left_are_chosen_and_ties_go_to_the_lower_index() -> None:
+    scores = torch.tensor([1.0, 7.0, 7.0, 9.0, 0.0])
+    taken = torch.tensor([False, False, False, True, False])
+    labels = torch.zeros(5, dtype=torch.int64)
+    assert partition(scores, labels, taken, 2, per_class=False).tolist() == [1, 2]
+
+
+def test_nan_is_never_chosen() -> None:
+    scores = torch.tensor([NAN, 1.0, NAN])
+    assert partition(scores, torch.zeros(3).long(), torch.zeros(3).bool(), 3, per_class=False).tolist() == [1]
+
+
+def test_every_class_gives_the_same_share() -> None:
+    labels = torch.tensor([0] * 4 + [1] * 8)
+    scores = torch.arange(12.0)
+    chosen = partition(scores, labels, torch.zeros(12).bool(), 3, per_class=True)
+    assert chosen.tolist() == [3, 11, 10]  # ceil(3 * 4 / 12) and ceil(3 * 8 / 12)
+
+
+@given(st.integers(20, 400), st.integers(2, 10), st.floats(0.01, 0.9), st.integers(1, 30))
+def test_planned_rounds_leave_enough_in_d_u(samples: int, classes: int, gamma: float, rounds: int) -> None:
+    config = paper(gamma=gamma, rounds=rounds)
+    try:
+        planned = planned_rounds(samples, classes, config)
+    except ValueError:
+        first = samples - math.ceil(gamma * samples)
+        assert gamma * samples < 1 or first < max(classes, 0.01 * samples)
+        return
+    assert 1 <= planned <= rounds
+    assert samples - planned * math.ceil(gamma * samples) >= max(classes, 0.01 * samples)
+
+
+def test_gamma_may_be_of_what_remains() -> None:
+    assert round_size(100, 40, paper(gamma=0.5, gamma_of="remaining")) == 20
+    assert round_size(100, 40, paper(gamma=0.5)) == 40
+    assert planned_rounds(64, 4, paper(gamma=0.5, gamma_of="remaining", rounds=9)) == 4  # 32, 16, 8, 4
+
+
+def test_a_round_has_to_add_a_sample() -> None:
+    with pytest.raises(ValueError, match=r"advrbd: `gamma` expected at least one sample a round, got 0\.05 of 10"):
+        planned_rounds(10, 2, paper())
+
+
+def test_the_oracle_ranks_poison_below_everything() -> None:
+    poisoned = torch.arange(50) % 5 == 0
+    scores = random_scores(50, 3, poisoned)
+    assert torch.equal(scores < 0, poisoned)
+    assert torch.equal(scores[~poisoned], random_scores(50, 3)[~poisoned])
+
+
+def test_both_ranks_have_to_be_high_and_nan_stays() -> None:
+    one, other = torch.tensor([1.0, 2.0, 3.0, NAN, 5.0, 4.0]), torch.tensor([3.0, 2.0, 1.0, 9.0, 8.0, 7.0])
+    ranks = both_high(one, other, torch.tensor([0, 0, 0, 0, 1, 1]))
+    assert ranks[[0, 2, 4, 5]].tolist() == [0.0, 0.0, 1.0, 0.0]
+    assert math.isclose(ranks[1].item(), 1 / 3, rel_tol=1e-6)  # second of four by the other score, half way by one
+    assert math.isnan(ranks[3].item())
+
+
+# --- enhancement -----------------------------------------------------------------------------------------------------
+
+
+def test_bounded_ascent_has_no_gradient_beyond_tau() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], requires_grad=True)
+    labels = torch.tensor([0, 0, 0])
+    loss = bounded_ascent(logits, labels, 1, mu=2.0, tau=1.0)
+    ce = [math.log1p(math.exp(-2)), math.log1p(math.exp(3)), math.log1p(math.exp(-1))]
+    assert math.isclose(loss.item(), ce[0] - 2.0 * (1.0 + ce[2]) / 2, rel_tol=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    p = 1 / (1 + math.exp(2))
+    torch.testing.assert_close(logits.grad[0], torch.tensor([-p, p]))
+    assert logits.grad[1].tolist() == [0.0, 0.0]  # above tau
+    q = 1 / (1 + math.exp(1))
+    torch.testing.assert_close(logits.grad[2], torch.tensor([q, -q]))
+
+
+# --- identification --------------------------------------------------------------------------------------------------
+
+LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
+IN_DC = torch.tensor([True, False, False, True, False, False])
+WRONG = torch.tensor([False, True, False, True, False, False])
+SCORES = torch.tensor([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+
+
+def test_d_clean_is_d_c_and_what_is_misclassified() -> None:
+    assert identify(WRONG, LABELS, IN_DC, SCORES).tolist() == [True, True, False, True, False, False]
+    assert identify(WRONG, LABELS, IN_DC, SCORES, keep_dc=False).tolist() == [False, True, False, True, False, False]
+
+
+def test_a_class_is_filled_up_by_score() -> None:
+    clean = identify(WRONG, LABELS, IN_DC, SCORES, min_per_class=2)
+    assert clean.tolist() == [True, True, False, True, True, False]
+
+
+def test_content_has_the_last_word() -> None:
+    content = torch.tensor([1.0, -1.0, 1.0, NAN, 1.0, 1.0])
+    assert identify(WRONG, LABELS, IN_DC, SCORES, content=content).tolist() == [True, *[False] * 5]
+
+
+def test_without_a_misclassified_sample_only_d_c_is_clean() -> None:
+    with pytest.warns(UserWarning, match="misclassifies nothing"):
+        clean = identify(torch.zeros(6).bool(), LABELS, IN_DC, SCORES)
+    assert torch.equal(clean, IN_DC)
+
+
+def test_half_of_the_votes_are_not_enough() -> None:
+    labels = torch.zeros(3, dtype=torch.int64)
+    networks = [torch.tensor([1, 1, -1]), torch.tensor([1, 0, 1])]
+    assert misclassified_by(networks, labels, "majority").tolist() == [True, False, False]
+    assert misclassified_by(networks, labels, "last").tolist() == [True, False, True]
+
+
+# --- content ---------------------------------------------------------------------------------------------------------
+
+
+def _view() -> tuple[ContentView, torch.Tensor, torch.Tensor]:
+    """Three classes around (0,0), (10,0), (0,10); class 2 was left out, and 5 of its 15 samples lie in class 0."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 20 + [1] * 20 + [2] * 15)
+    centers = torch.tensor([[0.0, 0.0]] * 20 + [[10.0, 0.0]] * 20 + [[0.0, 10.0]] * 10 + [[0.0, 0.0]] * 5)
+    features = centers + 0.3 * torch.randn(55, 2, generator=g)
+    familiar = (centers[:, 1] < 5).float()
+    logits = torch.stack((5 * familiar, 4 * familiar, torch.full((55,), 100.0)), 1)
+    return ContentView(features, logits), labels, familiar.bool()
+
+
+def test_samples_that_lie_in_another_class_get_a_margin_below_0() -> None:
+    view, labels, familiar = _view()
+    margins = content_margins(view, labels, [2], seeds=0.2, shrinkage=0.1)
+    assert bool(margins[:40].isnan().all())
+    assert torch.equal(margins[40:] < 0, familiar[40:])
+
+
+def test_one_margin_by_hand() -> None:
+    """Two other classes at -1 and 1 with a pooled deviation of 1; the seed of class 2 is at 5."""
+    x = torch.tensor([[-2.0], [0.0], [0.0], [2.0], [5.0], [5.0]])
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    view = ContentView(x, torch.zeros(6, 3))
+    margins = content_margins(view, labels, [2], seeds=0.5, shrinkage=0.0)
+    assert math.isclose(margins[4].item(), 0.5 * (5 - 1) ** 2, rel_tol=1e-4)  # nearest other mean: 1
+
+
+def test_samples_that_are_not_finite_have_no_margin_and_no_influence() -> None:
+    view, labels, _ = _view()
+    plain = content_margins(view, labels, [2], seeds=0.2, shrinkage=0.1)
+    features = torch.cat((view.features, torch.tensor([[NAN, 0.0]])))
+    more = ContentView(features, torch.cat((view.logits, torch.zeros(1, 3))))
+    margins = content_margins(more, torch.cat((labels, torch.tensor([2]))), [2], seeds=0.2, shrinkage=0.1)
+    assert math.isnan(margins[-1].item())
+    torch.testing.assert_close(margins[40:-1], plain[40:])
+
+
+@given(st.integers(2, 120), st.integers(2, 12))
+def test_every_class_is_left_out_once(classes: int, networks: int) -> None:
+    groups = dealt(classes, networks)
+    assert sorted(c for group in groups for c in group) == list(range(classes))
+    assert len(groups) == min(classes, networks)
+
+
+def test_erased_rectangles_leave_the_rest_alone() -> None:
+    net = RandomErasing(nn.Identity(), share=1.0).train()
+    images = torch.full((200, 3, 8, 8), 2.0)  # no fill is 2
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        changed = (net(images) != 2).any(1)
+    rows, columns = changed.any(2).sum(1), changed.any(1).sum(1)
+    assert int(rows.min()) >= 1
+    assert max(int(rows.max()), int(columns.max())) <= 5
+    assert torch.equal(changed.flatten(1).sum(1), rows * columns)  # full rectangles
+
+
+# --- quality ---------------------------------------------------------------------------------------------------------
+
+
+def test_quality_counts_poison_whose_label_is_wrong_apart() -> None:
+    clean = torch.tensor([True, True, False, True, False])
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    poisoned = torch.tensor([False, True, True, False, False])
+    quality = split_quality(clean, labels, poisoned, torch.tensor([0, 0, 2, 1, 1]))
+    assert quality == {
+        "tpr": 0.5, "fpr": 1 / 3, "leaked": 1, "retention": {"0": 1.0, "1": 0.5}, "tpr_relabelled": 1.0,
+        "leaked_relabelled": 0,
+    }  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
+def test_auroc_is_the_share_of_ordered_pairs(pairs: list[tuple[int, bool]]) -> None:
+    scores, poisoned = torch.tensor([float(s) for s, _ in pairs]), torch.tensor([p for _, p in pairs])
+    clean, bad = scores[~poisoned].tolist(), scores[poisoned].tolist()
+    value = auroc(scores, poisoned)
+    if not clean or not bad:
+        assert math.isnan(value)
+        return
+    wins = sum((c > b) + 0.5 * (c == b) for c in clean for b in bad)
+    assert math.isclose(value, wins / (len(clean) * len(bad)))

@@ -508,6 +508,9 @@ def test_attack_result_as_the_benchmark_reads_it(record_folder: Path, attack: At
     assert (label, original) == (3, int(attack.train[1][index]))
     pixels = np.asarray(Image.open(record_folder.parent.parent / entry["path"]))
     assert np.array_equal(pixels, attack.poisoned.images[index, 0].numpy())
+    flags = torch.load(record_folder / "train_poison_index_list.pickle", weights_only=False)
+    assert np.array_equal(flags, state["poison_indicator"])
+    assert torch.load(record_folder / "info.pickle", weights_only=True)["dataset"] == "digits"
     assert content["bd_test"]["original_index_array"].tolist() == attack.triggered.eligible.nonzero().flatten().tolist()
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -211,13 +210,11 @@ def load_clean_split(
     labels = _labels(file, where, None, num_classes, limits)
     root = Path(os.path.realpath(folder))
 
-    def picture(index: int) -> Any:
-        path = Path(os.path.realpath(folder / "data" / f"{index}.png"))
+    paths = [Path(os.path.realpath(folder / "data" / f"{index}.png")) for index in range(len(labels))]
+    for index, path in enumerate(paths):
         if not path.is_relative_to(root) or not path.is_file():
             raise _wrong(where, folder / "data", f"{index}.png", "an image for each label", "none in the folder")
-        return path.open("rb")
-
-    return decode_all(len(labels), picture, lambda index: f"{folder}/data/{index}.png", None), labels
+    return decode_all(len(paths), lambda index: paths[index].open("rb"), lambda index: str(paths[index]), None), labels
 
 
 def _images(file: Path, where: str, limits: Limits | None) -> Tensor:

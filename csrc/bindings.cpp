@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "batch_norm_clipped_relu.h"
+#include "batch_norm_stat_distance.h"
 #include "clipped_relu.h"
 #include "hinge_cross_entropy.h"
 #include "histogram_entropy.h"
@@ -269,6 +270,28 @@ void scale_to_ball(uintptr_t perturbation, int dtype, int64_t images, int64_t nu
   BDFAST_CALL_BEST(scale_to_ball, scale_to_ball_args(perturbation, dtype, images, numel, radius, radii, one_norm));
 }
 
+BatchNormStatDistanceArgs stat_distance_args(uintptr_t x, int dtype, int64_t numel, int64_t channels, int64_t inner,
+                                             uintptr_t running_mean, uintptr_t running_var) {
+  return {pointer<const void>(x),
+          static_cast<DType>(dtype),
+          {numel, channels, inner},
+          pointer<const float>(running_mean),
+          pointer<const float>(running_var)};
+}
+
+double batch_norm_stat_distance_fwd(uintptr_t x, int dtype, int64_t numel, int64_t channels, int64_t inner,
+                                    uintptr_t running_mean, uintptr_t running_var, uintptr_t stats) {
+  const auto args = stat_distance_args(x, dtype, numel, channels, inner, running_mean, running_var);
+  return BDFAST_CALL_BEST(batch_norm_stat_distance_fwd, args, pointer<double>(stats));
+}
+
+void batch_norm_stat_distance_bwd(uintptr_t x, int dtype, int64_t numel, int64_t channels, int64_t inner,
+                                  uintptr_t running_mean, uintptr_t running_var, uintptr_t stats, float grad,
+                                  uintptr_t grad_x) {
+  const auto args = stat_distance_args(x, dtype, numel, channels, inner, running_mean, running_var);
+  BDFAST_CALL_BEST(batch_norm_stat_distance_bwd, args, pointer<const double>(stats), grad, pointer<void>(grad_x));
+}
+
 // Words of the generator, for tests against published values.
 std::array<uint32_t, 4> philox4x32_words(uint64_t key, uint64_t counter_low, uint64_t counter_high) {
   const auto random = isa_baseline::philox4x32(key, counter_low, counter_high);
@@ -434,6 +457,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("patch_centers", &patch_centers, nogil());
   m.def("masked_random_start", &masked_random_start, nogil());
   m.def("scale_to_ball", &scale_to_ball, nogil());
+  m.def("batch_norm_stat_distance_fwd", &batch_norm_stat_distance_fwd, nogil());
+  m.def("batch_norm_stat_distance_bwd", &batch_norm_stat_distance_bwd, nogil());
   m.def("philox4x32", &philox4x32_words, nogil());
   m.def("histogram_entropy", &histogram_entropy, nogil());
 #ifdef BDFAST_WITH_CUDA

@@ -1,0 +1,224 @@
+"""batch_norm_stat_distance on the GPU: one read forward, one read and one write backward.
+
+The equations are in ``bdfast/ops/batch_norm_stat_distance.py``; tiles are those of clipped_relu's backward, which walks
+channels. Each program leaves two float64 sums a channel for the next launch to add in order: reruns are bit-identical.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bdfast.ops import channels as ch
+from bdfast.triton_kernels import clipped_relu as plain
+from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.clipped_relu import PARTS, Launch
+from bdfast.triton_kernels.rows import on_device_of
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _tile(tile, per_channel, channels, inner, o_c, BLOCK_M: tl.constexpr):
+    """Offsets and mask of BLOCK_M elements of each of the channels ``o_c``."""
+    o_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_row = (o_m // inner) * inner * channels + o_m % inner  # of the sample, and inside the plane
+    m_x = (o_m < per_channel)[:, None] & (o_c < channels)[None, :]
+    return o_row[:, None] + o_c.to(tl.int64)[None, :] * inner, m_x
+
+
+@triton.jit
+def batch_norm_stat_distance_fwd_kernel(
+    p_x,  # [numel] in memory order
+    p_running_mean,  # [channels] float32
+    p_partials,  # [2, channels, parts] float64
+    per_channel,  # elements of a channel
+    channels,
+    inner,
+    parts,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    # Computes a part of the sums of x - running_mean and of its squares.
+    # A program owns every `parts`-th tile of BLOCK_M elements of BLOCK_C channels.
+    # Reads x; writes 16 bytes a channel.
+    # Accumulates in float64; subtracting first keeps the variance exact.
+    part = tl.program_id(0) % parts
+    o_c = (tl.program_id(0) // parts) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    b_pivot = tl.load(p_running_mean + o_c, mask=m_c, other=0.0).to(tl.float64)
+    b_first = tl.zeros((BLOCK_M, BLOCK_C), tl.float64)
+    b_second = tl.zeros((BLOCK_M, BLOCK_C), tl.float64)
+    tile = part.to(tl.int64)
+    while tile * BLOCK_M < per_channel:
+        o_x, m_x = _tile(tile, per_channel, channels, inner, o_c, BLOCK_M)
+        b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_d = tl.where(m_x, b_x.to(tl.float64) - b_pivot[None, :], 0.0)
+        b_first += b_d
+        b_second += b_d * b_d
+        tile += parts
+    o_p = o_c.to(tl.int64) * parts + part
+    tl.store(p_partials + o_p, tl.sum(b_first, axis=0), mask=m_c)
+    tl.store(p_partials + channels * parts + o_p, tl.sum(b_second, axis=0), mask=m_c)
+
+
+@triton.jit
+def batch_norm_stat_distance_stats_kernel(
+    p_partials,  # [2, channels, parts] float64
+    p_running_mean,  # [channels] float32
+    p_running_var,  # [channels] float32
+    p_stats,  # [2, channels] float64
+    p_distances,  # [channels] float64
+    per_channel,
+    channels,
+    parts,
+    BLOCK: tl.constexpr,
+):
+    # Computes mean, variance and distance of a channel from the parts that the forward left.
+    # A program owns one channel.
+    # Reads 16 bytes a part; writes 24.
+    # Accumulates in float64, in an order fixed by BLOCK, which holds all parts.
+    c = tl.program_id(0).to(tl.int64)
+    o_p = tl.arange(0, BLOCK)
+    p_first = p_partials + c * parts + o_p
+    b_first = tl.sum(tl.load(p_first, mask=o_p < parts, other=0.0), axis=0) / per_channel
+    p_second = p_first + channels * parts
+    b_second = tl.sum(tl.load(p_second, mask=o_p < parts, other=0.0), axis=0) / per_channel
+    b_var = b_second - b_first * b_first
+    b_excess = b_var - tl.load(p_running_var + c).to(tl.float64)
+    tl.store(p_stats + c, tl.load(p_running_mean + c).to(tl.float64) + b_first)
+    tl.store(p_stats + channels + c, b_var)
+    tl.store(p_distances + c, b_first * b_first + b_excess * b_excess)
+
+
+@triton.jit
+def batch_norm_stat_distance_bwd_kernel(
+    p_x,  # [numel] in memory order
+    p_running_mean,  # [channels] float32
+    p_running_var,  # [channels] float32
+    p_stats,  # [2, channels] float64
+    p_grad,  # one float32
+    p_grad_x,  # [numel]
+    per_channel,
+    channels,
+    inner,
+    parts,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    # Computes dx = slope * (x - mean) + shift.
+    # A program owns every `parts`-th tile of BLOCK_M elements of BLOCK_C channels.
+    # Reads x; writes dx.
+    # Accumulates nothing; computes in float64.
+    part = tl.program_id(0) % parts
+    o_c = (tl.program_id(0) // parts) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    b_mean = tl.load(p_stats + o_c, mask=m_c, other=0.0)
+    b_var = tl.load(p_stats + channels + o_c, mask=m_c, other=0.0)
+    factor = 2.0 * tl.load(p_grad).to(tl.float64) / per_channel
+    b_slope = 2.0 * factor * (b_var - tl.load(p_running_var + o_c, mask=m_c, other=0.0).to(tl.float64))
+    b_shift = factor * (b_mean - tl.load(p_running_mean + o_c, mask=m_c, other=0.0).to(tl.float64))
+    tile = part.to(tl.int64)
+    while tile * BLOCK_M < per_channel:
+        o_x, m_x = _tile(tile, per_channel, channels, inner, o_c, BLOCK_M)
+        b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_dx = b_slope[None, :] * (b_x.to(tl.float64) - b_mean[None, :]) + b_shift[None, :]
+        tl.store(p_grad_x + o_x, b_dx.to(tl.float32).to(p_grad_x.dtype.element_ty), mask=m_x)
+        tile += parts
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def forward(
+    x: Tensor,  # [N, C, ...] float32, float16 or bfloat16
+    mean: Tensor,  # [C] float32
+    var: Tensor,  # [C] float32
+) -> tuple[Tensor, Tensor]:
+    """The distance, and the batch's means and variances ``[2, C]``."""
+    channels_last = ch.is_channels_last(x)
+    x = ch.dense(x, channels_last)
+    stats = x.new_empty((2, x.shape[1]), dtype=torch.float64)
+    distance = x.new_empty((), dtype=torch.float32)
+    if x.numel() == 0:
+        return distance.fill_(torch.nan), stats.fill_(torch.nan)
+    numel, channels, inner = ch.layout(x, channels_last, x.shape[1])
+    launch = Launch.choose(numel, channels, inner)
+    partials = x.new_empty((2, channels, launch.parts), dtype=torch.float64)
+    distances = x.new_empty(channels, dtype=torch.float64)
+    with on_device_of(x):
+        batch_norm_stat_distance_fwd_kernel[(triton.cdiv(channels, launch.block_c) * launch.parts,)](
+            x, mean, partials, numel // channels, channels, inner, launch.parts,
+            BLOCK_M=launch.block_m, BLOCK_C=launch.block_c, num_warps=launch.num_warps,
+        )  # fmt: skip
+        batch_norm_stat_distance_stats_kernel[(channels,)](
+            partials, mean, var, stats, distances, numel // channels, channels, launch.parts, BLOCK=PARTS, num_warps=4
+        )
+        plain.clipped_relu_sum_kernel[(1,)](distances, distance, channels, BLOCK=PARTS, num_warps=4)
+    return distance, stats
+
+
+def backward(
+    x: Tensor,  # [N, C, ...]
+    mean: Tensor,  # [C] float32
+    var: Tensor,  # [C] float32
+    stats: Tensor,  # [2, C] float64
+    grad: Tensor,  # [] float32
+) -> Tensor:
+    """Gradient of x, in the memory order of x."""
+    channels_last = ch.is_channels_last(x)
+    x, stats = ch.dense(x, channels_last), stats.contiguous()
+    grad_x = ch.empty_dense(x, channels_last)
+    if x.numel() == 0:
+        return grad_x
+    numel, channels, inner = ch.layout(x, channels_last, x.shape[1])
+    launch = Launch.choose(numel, channels, inner)
+    with on_device_of(x):
+        batch_norm_stat_distance_bwd_kernel[(triton.cdiv(channels, launch.block_c) * launch.parts,)](
+            x, mean, var, stats, grad.float(), grad_x, numel // channels, channels, inner, launch.parts,
+            BLOCK_M=launch.block_m, BLOCK_C=launch.block_c, num_warps=launch.num_warps,
+        )  # fmt: skip
+    return grad_x
+
+
+# --- ahead of time ---------------------------------------------------------------------------------------------------
+
+
+def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int], **ones: int) -> AotVariant:
+    types = {name: kind for name, kind in types.items() if name not in ones}
+    pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
+    return AotVariant(kernel, types, {**constants, **ones}, 4, pointers)
+
+
+_SIZES = {"per_channel": "i32", "channels": "i32", "inner": "i32", "parts": "i32"}
+_STATISTICS = {"p_running_mean": "*fp32", "p_running_var": "*fp32", "p_stats": "*fp64"}
+
+
+def _both_ways(dtype: str, launch: Launch, **ones: int) -> list[AotVariant]:
+    forward_types = {"p_x": f"*{dtype}", "p_running_mean": "*fp32", "p_partials": "*fp64", **_SIZES}
+    backward_types = {"p_x": f"*{dtype}", **_STATISTICS, "p_grad": "*fp32", "p_grad_x": f"*{dtype}", **_SIZES}
+    constants = {"BLOCK_M": launch.block_m, "BLOCK_C": launch.block_c}
+    return [
+        _variant(batch_norm_stat_distance_fwd_kernel, forward_types, constants, **ones),
+        _variant(batch_norm_stat_distance_bwd_kernel, backward_types, constants, **ones),
+    ]
+
+
+_STEM, _WIDE = Launch.choose(2**23, 64, 1024), Launch.choose(2**23, 64, 1)
+
+AOT_VARIANTS = [
+    *(variant for dtype in ("fp32", "bf16", "fp16") for variant in _both_ways(dtype, _STEM)),
+    *_both_ways("fp32", _WIDE, inner=1),
+    _variant(
+        batch_norm_stat_distance_stats_kernel,
+        {
+            "p_partials": "*fp64", **_STATISTICS, "p_distances": "*fp64",
+            "per_channel": "i32", "channels": "i32", "parts": "i32",
+        },
+        {"BLOCK": PARTS},
+    ),
+]  # fmt: skip

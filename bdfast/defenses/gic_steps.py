@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from bdfast.defenses.gic_config import Norm
-from bdfast.ops import masked_pgd_step_
+from bdfast.ops import masked_pgd_step_, scale_to_ball_
 
 
 @torch.no_grad()
@@ -43,9 +43,7 @@ def descend_(
     length = torch.linalg.vector_norm(grad, dim=(1, 2, 3), keepdim=True)
     usable = length.isfinite() & (length > 0)
     d = z - center - torch.where(usable, size / length, 0.0) * torch.where(usable, grad, 0.0)
-    norm = torch.linalg.vector_norm(d, dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
-    d *= torch.where(norm > delta, delta / norm, 1.0).to(d.dtype)
-    return z.copy_((center + d).clamp_(lower, upper))
+    return z.copy_(scale_to_ball_(d, delta).add_(center).clamp_(lower, upper))
 
 
 class PromptDescent(Optimizer):

@@ -17,7 +17,7 @@ from bdfast.defenses import CalibratedPurification, GICConfig, GICResult, gic, p
 from bdfast.report import Curves, Panel
 
 PREFIX = "gic_"  # of GIC's settings where a purifier has settings of its own
-SHARED = ("seed",)  # one setting for both
+SHARED = ("seed", "deterministic")  # one setting for both, where the purifier has it
 
 TrainingSet = PoisonedData | tuple[Tensor, Tensor]
 
@@ -61,12 +61,13 @@ def joined_config(config: type) -> type:
     members: list[tuple[str, Any, Field[Any]]] = [
         (f.name, hints[f.name], field(default=f.default)) for f in fields(config)
     ]
-    own = [f for f in fields(GICConfig) if f.name not in SHARED]
+    shared = [name for name in SHARED if name in hints]
+    own = [f for f in fields(GICConfig) if f.name not in shared]
     members += [(PREFIX + f.name, ours[f.name], field(default=f.default)) for f in own]
 
     def gic_part(self: Any) -> GICConfig:
         return GICConfig(
-            **{f.name: getattr(self, PREFIX + f.name) for f in own}, **{name: getattr(self, name) for name in SHARED}
+            **{f.name: getattr(self, PREFIX + f.name) for f in own}, **{name: getattr(self, name) for name in shared}
         )
 
     def purifier_part(self: Any) -> Any:
@@ -74,7 +75,7 @@ def joined_config(config: type) -> type:
 
     def check(self: Any) -> None:
         for prefix, part in ((PREFIX, gic_part(self)), ("", purifier_part(self))):  # as they run, presets resolved
-            for name in (f.name for f in fields(part) if not prefix or f.name not in SHARED):
+            for name in (f.name for f in fields(part) if not prefix or f.name not in shared):
                 object.__setattr__(self, prefix + name, getattr(part, name))
 
     body: dict[str, Any] = {

@@ -40,7 +40,7 @@ from bdfast.defenses.gic_config import GICConfig
 from bdfast.defenses.gic_guide import Guide
 from bdfast.defenses.gic_imprint import ImprintReport, check_imprint
 from bdfast.errors import message
-from bdfast.runtime.determinism import stream_seed
+from bdfast.runtime.determinism import deterministic_kernels, stream_seed
 from bdfast.runtime.progress import Callback, Record, Stopwatch
 from bdfast.training.results import _plain
 from bdfast.training.workspace import Normalization, check_weights
@@ -139,7 +139,7 @@ def gic(
     guide = Guide(model, w_bn=config.w_bn, precision=config.precision, normalize=normalize, device=device)
     watch = Stopwatch(guide.device)
     # 2. g, and g(x).
-    with watch("calibrate"):
+    with watch("calibrate"), deterministic_kernels(config.deterministic, guide.device):
         chosen = calibrator(config)
         chosen.fit(guide, (images, labels), callback=callback, checkpoint=place and place / "fit.pt")
         made = chosen.transform(images, labels, callback=callback, checkpoint=place and place / "images")

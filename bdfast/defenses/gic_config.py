@@ -93,6 +93,9 @@ class GICConfig:
     """"bf16": the victim runs in bfloat16, losses and images stay in float32. The sign of a gradient is fragile:
     compare the results."""
 
+    deterministic: bool = False
+    """Same bits in every run on a GPU too, where it costs speed; the CPU always gives them."""
+
     def __post_init__(self) -> None:
         where = "GICConfig"
         check_one_of(where, "mode", self.mode, get_args(Mode))
@@ -106,8 +109,10 @@ class GICConfig:
         for name in ("steps", "epochs", "batch_size"):
             check_count(where, name, getattr(self, name))
         check_number(where, "momentum", self.momentum, high=1.0)
-        if not isinstance(self.per_class, bool):
-            raise TypeError(message(where, "per_class", "True or False", repr(self.per_class), "pass a bool"))
+        for name in ("per_class", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                got = repr(getattr(self, name))
+                raise TypeError(message(where, name, "True or False", got, "pass a bool"))
         check_number(where, "w_bn", self.w_bn)
         check_one_of(where, "labels", self.labels, get_args(LabelSource))
         if self.conf is not None:

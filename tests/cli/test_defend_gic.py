@@ -94,7 +94,7 @@ def test_joined_config() -> None:
     assert config.gic.seed == config.purifier.seed == 5
     assert both.for_digits().batch_size == 32
     assert not hasattr(joined_config(FineTuneConfig), "for_digits")
-    assert len(fields(both)) == len(fields(D3Config)) + len(fields(GICConfig)) - 1
+    assert len(fields(both)) == len(fields(D3Config)) + len(fields(GICConfig)) - 2
     with pytest.raises(ValueError, match="GICConfig: `delta` expected a finite number > 0"):
         both(gic_delta=0)
     with pytest.raises(ValueError, match="D3Config: `lr`"):

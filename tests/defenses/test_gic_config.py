@@ -42,6 +42,7 @@ def test_norms_have_one_spelling_each() -> None:
         ({"batch_size": True}, ValueError, "`batch_size` expected a whole number"),
         ({"momentum": 1}, ValueError, "`momentum` expected a finite number >= 0 and < 1, got 1"),
         ({"per_class": 1}, TypeError, "`per_class` expected True or False, got 1"),
+        ({"deterministic": 1}, TypeError, "`deterministic` expected True or False, got 1"),
         ({"w_bn": -0.1}, ValueError, "`w_bn` expected a finite number >= 0"),
         ({"labels": "none"}, ValueError, "`labels` expected one of given, pseudo"),
         ({"conf": 0.0}, ValueError, "`conf` expected a finite number > 0"),

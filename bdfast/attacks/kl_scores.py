@@ -183,7 +183,7 @@ def kl_scores(
     place = model_device(model) if device is None else usable_device("kl_scores", device)
     ranks = Ranks.joined() if distributed else Ranks()
     with ExitStack() as stack:
-        scorer = _Scorer(stack, model, config, normalize, place)
+        scorer = KLScorer(stack, model, config, normalize, place)
         # Rank 0 decides on the size, and makes the folder, before the others look into it.
         batch_size = ranks.share(lambda: _batch_size(config, scorer, source, chosen, checkpoint))
         chunk = batch_size * max(1, CHUNK // batch_size)
@@ -233,7 +233,7 @@ def _merged(table: ScoreTable, again: ScoreTable) -> ScoreTable:
     return ScoreTable(table.ids, scores, columns)
 
 
-class _Scorer:
+class KLScorer:
     """Scores of one chunk after the other."""
 
     def __init__(
@@ -323,7 +323,7 @@ def _combine(
 
 def _batch_size(
     config: KLScoreConfig,
-    scorer: _Scorer,
+    scorer: KLScorer,
     source: Source,
     ids: Tensor,
     checkpoint: str | os.PathLike[str] | None,

@@ -156,7 +156,7 @@ def test_out_of_memory_halves_one_batch_and_marks_it(monkeypatch: pytest.MonkeyP
     data, model = images(), network()
     config = KLScoreConfig(steps=2, batch_size=8)
     expected = kl_scores(model, data, config)
-    scorer = MODULE._Scorer
+    scorer = MODULE.KLScorer
     plain = scorer._batch
 
     def scarce(self: object, x: Tensor, labels: Tensor, ids: Tensor) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ CPU_GOALS = (
     Goal("sce_margin", "imagenet", "usual", 30.0),
     Goal("sce_margin", "imagenet", "compile", 1.3),
     Goal("sce_margin", "cifar10", "compile", 5.0),
+    Goal("histogram_entropy", "layer", "usual", 20.0),
     Goal("smallest_per_class", "imagenet", "usual", 20.0),
     Goal("smallest_per_class", "imagenet", "eager", 3.0),
     Goal("masked_pgd_step_", "cifar10", "eager", 4.0),

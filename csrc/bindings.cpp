@@ -352,6 +352,13 @@ void scale_to_ball_on_gpu(uintptr_t perturbation, int dtype, int64_t images, int
                      pointer<void>(stream));
 }
 
+void histogram_entropy_on_gpu(uintptr_t x, int64_t rows, int64_t columns, uintptr_t terms, double step, bool strict,
+                              uintptr_t parts, uintptr_t entropy, uintptr_t stream) {
+  const HistogramEntropyArgs args{pointer<const void>(x),      DType::float32, rows,  columns,
+                                  pointer<const float>(terms), step,           strict};
+  histogram_entropy_cuda(args, pointer<float>(parts), pointer<float>(entropy), pointer<void>(stream));
+}
+
 void bind_cuda(py::module_& m) {
   using nogil = py::call_guard<py::gil_scoped_release>;
   m.def("projected_sgd_step_scratch", &projected_sgd_step_scratch_of, nogil());
@@ -360,6 +367,7 @@ void bind_cuda(py::module_& m) {
   m.def("masked_pgd_step_cuda", &masked_pgd_step_on_gpu, nogil());
   m.def("patch_centers_cuda", &patch_centers_on_gpu, nogil());
   m.def("scale_to_ball_cuda", &scale_to_ball_on_gpu, nogil());
+  m.def("histogram_entropy_cuda", &histogram_entropy_on_gpu, nogil());
   m.def("masked_random_start_cuda", &masked_random_start_on_gpu, nogil());
 }
 #endif

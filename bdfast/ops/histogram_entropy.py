@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bdfast.backends import Implementation, Op, requested
-from bdfast.backends.availability import native, runs_cpp
+from bdfast.backends.availability import native, runs_cpp, runs_cuda
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
@@ -30,6 +30,7 @@ from bdfast.ops.rows import DTYPE_CODE, upcast
 
 NAME = "histogram_entropy"
 MOST_BINS = 2**20  # kMostBins in csrc/include/histogram_entropy.h
+PARTS = 1024  # kHistogramEntropyParts in csrc/include/cuda_api.h
 
 
 def histogram_entropy(
@@ -55,7 +56,8 @@ def histogram_entropy(
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
-        ValueError: shape or step are wrong, or the range holds more than 2^20 bins.
+        ValueError: shape or step are wrong, or the range holds more than 2^20 bins (on a GPU, where that is known
+            on the device alone, the CUDA kernel gives NaN).
 
     Example:
         >>> import torch, bdfast
@@ -122,6 +124,19 @@ def _cpp(x: Tensor, step_size: float, compat: bool) -> Tensor:
     return entropy
 
 
+def _cuda(x: Tensor, step_size: float, compat: bool) -> Tensor:
+    if x.numel() == 0:
+        return x.new_full((len(x),), float("nan"), dtype=torch.float32)
+    x = x.float().contiguous()
+    terms, entropy, parts = _terms(x), x.new_empty(len(x)), x.new_empty(3 * PARTS)
+    with torch.cuda.device(x.device):
+        native().histogram_entropy_cuda(
+            x.data_ptr(), *x.shape, terms.data_ptr(), step_size, compat, parts.data_ptr(), entropy.data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
+        )  # fmt: skip
+    return entropy
+
+
 def _terms(x: Tensor) -> Tensor:  # [M + 1] float32
     """``-p log p`` of a bin with 0, 1, ..., M elements, rounded as the usual loop does: kernels take no logarithm."""
     p = torch.arange(x.shape[1] + 1, device=x.device) / x.shape[1]
@@ -135,6 +150,7 @@ ENTROPY = Op(
     fake=_fake,
     key=lambda x, *_: x,
     implementations=(
+        Implementation("cuda", _cuda, partial(runs_cuda, dtypes=validation.HALF_OR_FLOAT)),
         Implementation("cpp", _cpp, partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)),
         Implementation("reference", reference, always),
     ),

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "histogram_entropy.h"
 #include "masked_pgd_step.h"
 #include "masked_random_start.h"
 #include "patch_centers.h"
@@ -39,5 +40,13 @@ void masked_pgd_step_cuda(const MaskedPgdStepArgs& args, void* stream);
 void patch_centers_cuda(const PatchCentersArgs& args, int32_t* centers, void* stream);
 void masked_random_start_cuda(const MaskedRandomStartArgs& args, void* stream);
 void scale_to_ball_cuda(const ScaleToBallArgs& args, void* stream);
+
+// Most parts of x whose range is looked for apart.
+constexpr int64_t kHistogramEntropyParts = 1024;
+
+// Queues the op on `stream`, a cudaStream_t of the current device; x is float32, `parts` scratch for three floats a part.
+// Entropies are NaN where the CPU kernel returns something else than a number of bins up to kMostBins.
+// Throws std::runtime_error where a launch fails.
+void histogram_entropy_cuda(const HistogramEntropyArgs& args, float* parts, float* entropy, void* stream);
 
 }  // namespace bdfast

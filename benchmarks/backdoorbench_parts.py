@@ -36,7 +36,7 @@ from benchmarks.tables import Table, text_table
 from benchmarks.timing import Timing, host_clock
 
 Step = Callable[[], Any]
-CALLS = 5  # of a short part, in a row: a sample
+CALLS = 10  # of a short part, in a row: a sample
 CPU = SimpleNamespace(device="cpu")
 
 

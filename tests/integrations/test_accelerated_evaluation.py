@@ -77,14 +77,21 @@ def three_passes(net: nn.Module, clean: Any, triggered: Any) -> tuple[float, ...
 def test_asr_and_ra_from_one_pass() -> None:
     net, loader = network(), DataLoader(Triggered(45), batch_size=8)
     asr, ra = given_dataloader_test_asr_ra(net, loader, nn.CrossEntropyLoss())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BDFAST_REFERENCE", "1")
+        assert given_dataloader_test_asr_ra(net, loader, nn.CrossEntropyLoss()) == (asr, ra)
     assert asr == given_dataloader_test(net, loader, nn.CrossEntropyLoss())[0]
     loader.dataset.getitem_all_switch = True  # type: ignore[attr-defined]
     assert ra == given_dataloader_test(net, loader, nn.CrossEntropyLoss())[0]
 
 
+@pytest.mark.parametrize("reference", ["0", "1"])
 @pytest.mark.parametrize("generator", [None, 7])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_evaluation_of_a_defense_and_the_random_stream_after_it(shuffle: bool, generator: int | None) -> None:
+def test_evaluation_of_a_defense_and_the_random_stream_after_it(
+    shuffle: bool, generator: int | None, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BDFAST_REFERENCE", reference)
     net, args = network(), SimpleNamespace(non_blocking=False)
 
     def loaders() -> tuple[Any, Any]:

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bdfast.errors import message
-from bdfast.integrations.backdoorbench.accelerated.projection import project_
-from bdfast.integrations.backdoorbench.accelerated.switch import reference_requested
+from bdfast.integrations.backdoorbench.accelerated.projection import plain_project_, project_
+from bdfast.integrations.backdoorbench.accelerated.switch import reference_requested, switchable
 
 SMALLEST = 1e-8  # probabilities are clamped from below
 
@@ -90,13 +90,19 @@ class Shared_PGD:
 
     def projection(self, pert: Tensor) -> Tensor:
         """``pert``, projected in place on the ball of the norm."""
-        return project_(pert, self.norm_bound, self.norm_type, _PROJECTION)
+        return shared_pgd_projection(self, pert)
 
     def attack(self, images: Tensor, labels: Tensor, max_eps: Any = 1, min_eps: Any = 0) -> Tensor:
         """The perturbation of each image, ``[N, C, H, W]``, detached. See :func:`shared_pgd_attack`."""
         return shared_pgd_attack(self, images, labels, max_eps, min_eps)
 
 
+def plain_shared_pgd_projection(self: Any, pert: Tensor) -> Tensor:
+    """The usual loop."""
+    return plain_project_(pert, self.norm_bound, self.norm_type, _PROJECTION)
+
+
+@switchable(plain_shared_pgd_projection)
 def shared_pgd_projection(self: Any, pert: Tensor) -> Tensor:
     """``Shared_PGD.projection`` for any attacker with ``norm_bound`` and ``norm_type``: in place, without a loop."""
     return project_(pert, self.norm_bound, self.norm_type, _PROJECTION)
@@ -164,7 +170,7 @@ def plain_steps(self: Any, images: Tensor, labels: Tensor, pert: Tensor) -> Outc
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             pert.sub_(self.step_size * cast(Tensor, d.grad).sign())
-        project_(pert, self.norm_bound, self.norm_type, _ATTACK)
+        plain_project_(pert, self.norm_bound, self.norm_type, _ATTACK)
         if bool(shared.all()):
             break
     return Outcome(fooled, fooled_ref, shared, loss.detach())

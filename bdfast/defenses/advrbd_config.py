@@ -260,13 +260,15 @@ class AdvrBDConfig:
 
     @classmethod
     def for_digits(cls, **changes: Any) -> AdvrBDConfig:
-        """20 epochs at lr 0.1 for the warm-up and the clean model, as the victims on scikit-learn's digits have.
+        """20 epochs at lr 0.1 for the warm-up and the clean model, as the victims on scikit-learn's digits have; half
+        as many networks of rank="content", for 8 epochs, which cost less than the rest together.
 
         Example:
             >>> AdvrBDConfig.for_digits(preset="robust", seed=3).epochs
             20
         """
-        return cls(**{"warm_up_epochs": 20, "epochs": 20, "lr": 0.1, "augment": "crop", **changes})
+        content = {"content_networks": 5, "content_epochs": 8}
+        return cls(**{"warm_up_epochs": 20, "epochs": 20, "lr": 0.1, "augment": "crop", **content, **changes})
 
 
 def _is_count(value: object) -> bool:

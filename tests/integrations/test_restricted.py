@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bdfast.integrations.backdoorbench import ArtefactError, Limits, RawImage, read_artefact
+from bdfast.integrations.backdoorbench.restricted import child
 from bdfast.integrations.backdoorbench.restricted.container import read
 from bdfast.integrations.backdoorbench.restricted.refused import Refused
 from bdfast.integrations.backdoorbench.torch_save import torch_save
@@ -170,3 +173,33 @@ def test_damage_never_escapes(data: st.DataObject) -> None:
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     with suppress(Refused):
         read(bytes(whole), 1 << 20)
+
+
+def in_the_reader(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a few lines as the reader's process runs."""
+    folder = str(Path(child.__file__).parent.parent)
+    limits = {"memory": 1 << 30, "seconds": 10, "blob": 1 << 20}
+    start = f"import sys; sys.path.append({folder!r}); from restricted.child import confine; limits = {limits}; "
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", start + program], env={}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_reader_has_the_standard_library_alone() -> None:
+    done = in_the_reader("print([m for m in ('torch', 'numpy', 'bdfast', 'pickle', 'socket') if m in sys.modules])")
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "import socket",
+        "import os; confine(limits); os.system('echo out')",
+        "confine(limits); eval('1')",
+        "import pickle; confine(limits); pickle.loads(b'cos\\nsystem\\n.')",
+    ],
+)
+def test_what_the_reader_may_never_do(attempt: str) -> None:
+    """Should a file ever make it run something, the process ends at once."""
+    done = in_the_reader(f"{'' if 'confine' in attempt else 'confine(limits); '}{attempt}; print('out')")
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr

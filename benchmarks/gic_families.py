@@ -265,7 +265,9 @@ def write_tables(path: Path, result: dict[str, Any]) -> None:
             writer.writerow(
                 [r["seed"], r["family"], r["purifier"], r["data"], *r["after"].values(), r["der"], r["seconds"]]
             )
-    draw(path.with_suffix(".png"), f"GIC on {result['settings']['data']}", grid(records))
+    config = result["settings"]["gic"]
+    about = f"{config['mode']}, delta {255 * config['delta']:.3g}/255, w_bn {config['w_bn']:g}"
+    draw(path.with_suffix(".png"), f"GIC on {result['settings']['data']} ({about})", grid(records))
 
 
 def grid(records: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float | None, float | None]]]:

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdfast.errors import message
+from bdfast.ops import batch_norm_stat_distance
 from bdfast.runtime.frozen import FrozenModel
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.precision import Precision
@@ -21,7 +22,8 @@ class Guide:
     r"""A frozen victim and the objective :math:`\frac1N \sum_i \mathrm{CE}(f(x_i), y_i) + w\, R_{bn}(x)`.
 
     :math:`R_{bn} = \sum_l \lVert \mu_l - \bar\mu_l \rVert^2 + \lVert \sigma^2_l - \bar\sigma^2_l \rVert^2` compares,
-    for every batch norm l, mean and variance of its input over the batch with the running ones.
+    for every batch norm l, mean and (biased) variance of its input over the batch with the running ones
+    (:func:`bdfast.ops.batch_norm_stat_distance`).
 
     Args:
         model: the victim; it is copied.
@@ -98,7 +100,9 @@ class _WithStatistics(nn.Module):
         distances: list[Tensor] = []
 
         def measure(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-            distances.append(statistics_distance(inputs[0].float(), module))
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            distances.append(batch_norm_stat_distance(inputs[0], module.running_mean, module.running_var))
 
         norms = [m for m in self.network.modules() if _has_statistics(m)]
         handles = [norm.register_forward_pre_hook(measure) for norm in norms]
@@ -108,18 +112,6 @@ class _WithStatistics(nn.Module):
             for handle in handles:
                 handle.remove()
         return torch.cat((logits, torch.stack(distances).sum().expand(len(x), 1)), 1)
-
-
-def statistics_distance(
-    x: Tensor,  # [N, C, ...]
-    norm: _BatchNorm,
-) -> Tensor:
-    """Squared distance of the channels' means and (biased) variances from the running ones, a scalar."""
-    axes = [axis for axis in range(x.ndim) if axis != 1]
-    var, mean = torch.var_mean(x, axes, correction=0)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return (mean - norm.running_mean).square().sum() + (var - norm.running_var).square().sum()
 
 
 def _has_statistics(module: nn.Module) -> TypeGuard[_BatchNorm]:

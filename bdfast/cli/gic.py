@@ -84,8 +84,9 @@ def joined_config(config: type) -> type:
         "purifier": property(purifier_part),
         "__doc__": f"Settings of GIC, with the prefix {PREFIX}, and of {config.__name__}.",
     }
-    if hasattr(config, "for_digits"):
-        body["for_digits"] = classmethod(lambda cls, **changes: cls(**{**_fields(config.for_digits()), **changes}))
+    small = _fields(config.for_digits()) if hasattr(config, "for_digits") else {}
+    small.update({PREFIX + f.name: getattr(GICConfig.for_digits(), f.name) for f in own})
+    body["for_digits"] = classmethod(lambda cls, **changes: cls(**{**small, **changes}))
     return make_dataclass(f"GIC{config.__name__}", members, frozen=True, namespace=body)
 
 

@@ -92,8 +92,9 @@ def test_joined_config() -> None:
     config = both(preset="release", gic_p=float("inf"), seed=5)
     assert (config.lam, config.gic_p) == (0.5, "inf")  # as they run
     assert config.gic.seed == config.purifier.seed == 5
-    assert both.for_digits().batch_size == 32
-    assert not hasattr(joined_config(FineTuneConfig), "for_digits")
+    assert (both.for_digits().batch_size, both.for_digits().gic_w_bn) == (32, 1.0)
+    plain: Any = joined_config(FineTuneConfig)
+    assert plain.for_digits(epochs=3) == plain(gic_w_bn=1.0, epochs=3)
     assert len(fields(both)) == len(fields(D3Config)) + len(fields(GICConfig)) - 2
     with pytest.raises(ValueError, match="GICConfig: `delta` expected a finite number > 0"):
         both(gic_delta=0)

@@ -93,8 +93,12 @@ def measure(
     images: int,
     batch: int,
     deadline: float = float("inf"),
+    save: Callable[[dict[str, Any]], object] = lambda result: None,
 ) -> dict[str, Any]:
-    """Times and scores of all variants, on slices of one batch, until the deadline."""
+    """Times and scores of all variants, on slices of one batch, until the deadline; ``save`` gets what there is so far.
+
+    At least one slice is run.
+    """
     device = next(model.parameters()).device
     weights_too = copy.deepcopy(model).eval().requires_grad_(True)
     times: dict[str, list[float]] = {}
@@ -109,8 +113,9 @@ def measure(
         names = list(variants)
         for name in names:  # warm up: weights are folded and packed, graphs captured
             variants[name](torch.arange(batch if device.type == "cuda" else min(8, batch)))
+        result: dict[str, Any] = {}
         for turn, start in enumerate(range(0, images - batch + 1, batch)):
-            if time.monotonic() > deadline:
+            if result and time.monotonic() > deadline:
                 break
             first = turn % len(names)
             for name in names[first:] + names[:first]:
@@ -120,7 +125,9 @@ def measure(
                 _wait(device)
                 times.setdefault(name, []).append(time.perf_counter() - began)
                 scores.setdefault(name, []).append(found)
-    return _result(times, {name: torch.cat(parts) for name, parts in scores.items()}, batch, config)
+            result = _result(times, {name: torch.cat(parts) for name, parts in scores.items()}, batch, config)
+            save(result)
+    return result
 
 
 def _result(

@@ -24,6 +24,7 @@ def run(context: Context) -> Result:
         images=len(images),
         batch=batch,
         deadline=time.monotonic() + 0.7 * context.seconds_left,
+        save=context.save,
     )
     return {"about": f"random weights, {about}, PGD-{steps}", **result}
 

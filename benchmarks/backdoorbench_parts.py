@@ -31,9 +31,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bdfast
 from bdfast.integrations.backdoorbench.accelerated import abl, clp, entropy, evaluation, nad, npd, sau
+from bdfast.testing.tables import Table, text_table
+from bdfast.testing.timing import Timing, host_clock
 from benchmarks import environment
-from benchmarks.tables import Table, text_table
-from benchmarks.timing import Timing, host_clock
 
 Step = Callable[[], Any]
 CALLS = 10  # of a short part, in a row: a sample

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from bdfast.testing import Case, OpSuite, suites
-from benchmarks import rows
-from benchmarks.timing import Timing
+from bdfast.testing import Case, OpSuite, rows, suites
+from bdfast.testing.timing import Timing
 
 CPU = torch.device("cpu")
 

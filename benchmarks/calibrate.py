@@ -28,9 +28,9 @@ from torch.nn.functional import cross_entropy
 
 import bdfast
 from bdfast.defenses import Calibrator, GICConfig, calibrator
+from bdfast.testing.timing import Timing, interleave
 from benchmarks import environment
 from benchmarks.scenario import synchronize
-from benchmarks.timing import Timing, interleave
 
 GOALS = {"fp32": {"plain": 1.1, "common": 1.4}, "bf16": {"plain": 1.5, "common": 2.0}}
 DELTA = 8 / 255

@@ -26,9 +26,10 @@ if not __package__:  # run as a file: the folder of this script is on the path, 
 
 import torch
 
-from benchmarks import environment, goals, rows
-from benchmarks.tables import text_table
-from benchmarks.timing import interleave
+from bdfast.testing import rows
+from bdfast.testing.tables import text_table
+from bdfast.testing.timing import interleave
+from benchmarks import environment, goals
 
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**40),

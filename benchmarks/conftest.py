@@ -10,9 +10,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 
-from benchmarks import rows
-from benchmarks.tables import text_table
-from benchmarks.timing import Timing
+from bdfast.testing import rows
+from bdfast.testing.tables import text_table
+from bdfast.testing.timing import Timing
 
 Group = tuple[str, str, str]
 """(op, case, dtype)"""

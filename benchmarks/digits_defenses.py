@@ -26,10 +26,10 @@ import torch
 
 import bdfast
 from bdfast.defenses import D3Config, FineTuneConfig, d3, fine_tune
+from bdfast.testing.tables import text_table
 from bdfast.training import TrainConfig
 from benchmarks import environment, scenario
 from benchmarks.scenario import Scenario, Victim
-from benchmarks.tables import text_table
 
 CPU = torch.device("cpu")
 RATES = {"badnets": 0.1, "blended": 0.05}

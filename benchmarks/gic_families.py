@@ -34,11 +34,11 @@ from torch import nn
 import bdfast
 from bdfast.data import FAMILIES, DataSplits
 from bdfast.defenses import D3Config, FineTuneConfig, FTSAMConfig, GICConfig, GICResult, d3, fine_tune, ft_sam, gic
+from bdfast.testing.tables import Table, markdown_table, text_table
 from bdfast.training import TrainConfig
 from benchmarks import environment, scenario
 from benchmarks.gic_picture import draw
 from benchmarks.scenario import Scenario, Split, Victim
-from benchmarks.tables import Table, markdown_table, text_table
 
 FOLDER = environment.RESULTS / "gic_families"
 PURIFIERS = ("ft", "ft-sam", "d3")

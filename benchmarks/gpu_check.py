@@ -36,9 +36,9 @@ if not __package__:  # run as a file: the folder of this script is on the path, 
 
 import torch
 
+from bdfast.testing.tables import text_table
 from benchmarks.stage import Context, Result, SkipStage, Stage
 from benchmarks.stages import stages
-from benchmarks.tables import text_table
 
 TOTAL_SECONDS = 525.0
 GRACE_SECONDS = 5.0  # between a stage's own deadline and its end by force

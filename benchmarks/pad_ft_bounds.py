@@ -30,10 +30,10 @@ from bdfast.defenses.pad_ft_bounds import fit_bounds, predict
 from bdfast.nn import clip_activations
 from bdfast.runtime.precision import Autocast, Precision
 from bdfast.runtime.resident import ResidentData
+from bdfast.testing.tables import Table, text_table
+from bdfast.testing.timing import Clock, Step, host_clock, interleave
 from benchmarks import environment
 from benchmarks.scenario import synchronize
-from benchmarks.tables import Table, text_table
-from benchmarks.timing import Clock, Step, host_clock, interleave
 
 GOAL = 3.0
 LAM, LR, BOUND = 0.5, 0.1, 8.0

@@ -29,10 +29,10 @@ from torch import Tensor
 import bdfast
 from bdfast.attacks import PoisonedData
 from bdfast.defenses import PadFTConfig, pad_ft
+from bdfast.testing.tables import Table, markdown_table, text_table
 from bdfast.training import TrainConfig, train_classifier
 from benchmarks import environment
 from benchmarks.scenario import Scenario, Victim, make_victim, percent
-from benchmarks.tables import Table, markdown_table, text_table
 
 CPU = torch.device("cpu")
 ATTACKS: dict[str, tuple[str, float]] = {

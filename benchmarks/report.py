@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: the folder of this script is on the path, and the one above it is needed
     sys.path[0] = str(ROOT)
 
-from benchmarks import rows
+from bdfast.testing import rows
+from bdfast.testing.tables import Cell, Table, markdown_table
 from benchmarks.stages import CHECKS, stages
-from benchmarks.tables import Cell, Table, markdown_table
 
 RESULTS = ROOT / "benchmarks" / "results"
 PLOT = RESULTS / "speed.png"

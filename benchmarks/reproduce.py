@@ -31,9 +31,9 @@ import torch
 
 import bdfast
 from bdfast.runtime.precision import Precision
+from bdfast.testing import tables as text
 from bdfast.training import TrainConfig
 from benchmarks import environment, scenario
-from benchmarks import tables as text
 from benchmarks.reproduction.protocols import TABLES, Scale, Table
 from benchmarks.scenario import Victim
 

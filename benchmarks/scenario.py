@@ -16,8 +16,8 @@ import bdfast
 from bdfast.attacks import PoisonedData
 from bdfast.data import DataSplits
 from bdfast.metrics import Metrics, defense_effectiveness_rating, evaluate
+from bdfast.testing.tables import Cell, Table
 from bdfast.training import TrainConfig, train_classifier
-from benchmarks.tables import Cell, Table
 
 Split = tuple[Tensor, Tensor]
 Defense = Callable[[nn.Module, Split], nn.Module]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.tables import Table
+from bdfast.testing.tables import Table
 
 Result = dict[str, Any]
 

@@ -18,9 +18,9 @@ if not __package__:  # run as a file: the folder of this script is on the path, 
 import torch
 
 import bdfast
+from bdfast.testing.tables import text_table
 from benchmarks import environment, training_loops
 from benchmarks.end_to_end.train import table
-from benchmarks.tables import text_table
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from bdfast._version import __version__
 from bdfast.cli.command import FAILED, INTERRUPTED, Command
-from bdfast.cli.commands import attack, bb, convert, defend, demo, doctor, evaluate, score
+from bdfast.cli.commands import attack, bb, bench, convert, defend, demo, doctor, evaluate, score
 
 COMMANDS: tuple[Command, ...] = (
     doctor.COMMAND,
@@ -22,6 +22,7 @@ COMMANDS: tuple[Command, ...] = (
     evaluate.COMMAND,
     convert.COMMAND,
     bb.COMMAND,
+    bench.COMMAND,
 )
 
 EXIT_CODES = "exit codes: 0 done, 1 a finding (doctor), 2 failed, 130 interrupted"

@@ -10,9 +10,9 @@ import time
 
 import torch
 
+from bdfast.testing.tables import Table
 from benchmarks.environment import ROOT
 from benchmarks.stage import Context, Result, SkipStage, Stage
-from benchmarks.tables import Table
 
 # No venv and no dependencies: a new environment would not see the torch that is installed, and there may be no network.
 INSTALL = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."]

@@ -11,11 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from bdfast.testing import TOLERANCES, Case, OpSuite, suites
-from benchmarks import rows
+from bdfast.testing import TOLERANCES, Case, OpSuite, rows, suites
+from bdfast.testing.tables import Cell, Table
 from benchmarks.checks.numerics import copied, runnable
 from benchmarks.stage import Context, Result, SkipStage, Stage
-from benchmarks.tables import Cell, Table
 
 CHUNK = 2**26
 LOOSE = 1e-3  # rounding is the business of the stage `numerics`; an index that wraps errs by about 1

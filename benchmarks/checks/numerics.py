@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bdfast.backends import find
 from bdfast.testing import Case, Inputs, OpSuite, Outputs, parity, suites
-from benchmarks.rows import dtype_name
+from bdfast.testing.rows import dtype_name
+from bdfast.testing.tables import Cell, Table
 from benchmarks.stage import Context, Result, Stage
-from benchmarks.tables import Cell, Table
 
 RERUNS = 20
 QUICK_CASES = 6  # an op at most, with 3 reruns

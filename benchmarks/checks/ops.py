@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from bdfast.backends import explain
-from bdfast.testing import Case, OpSuite, suites
-from benchmarks import device_timing, rows
+from bdfast.testing import Case, OpSuite, device_timing, rows, suites
+from bdfast.testing.tables import Cell, Table
+from bdfast.testing.timing import Step, Timing, interleave
 from benchmarks.checks.numerics import runnable
 from benchmarks.stage import Context, Result, Stage
-from benchmarks.tables import Cell, Table
-from benchmarks.timing import Step, Timing, interleave
 
 SECONDS_A_CASE = 0.4
 COMPILE_SECONDS = 15.0  # what one torch.compile may take: none is begun with less left

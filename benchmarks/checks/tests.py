@@ -9,9 +9,9 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from bdfast.testing.tables import Table
 from benchmarks.environment import ROOT
 from benchmarks.stage import Context, Result, Stage
-from benchmarks.tables import Table
 
 WORKERS = "8"
 

@@ -10,11 +10,11 @@ from torch import nn
 
 import bdfast
 from bdfast.defenses import D3Config, FineTuneConfig, d3, fine_tune
+from bdfast.testing.tables import Cell, Table
 from bdfast.training import TrainConfig
 from benchmarks import scenario
 from benchmarks.scenario import Scenario, Split, Victim
 from benchmarks.stage import Context, Result, SkipStage, Stage
-from benchmarks.tables import Cell, Table
 
 GOAL = 1.03  # a step of D3 is a step of fine-tuning, but for its update of the last layer
 STEP_EPOCHS = 4  # of each short run that steps are timed in; the first epoch warms up

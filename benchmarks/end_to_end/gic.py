@@ -6,11 +6,11 @@ from typing import Any
 
 import bdfast
 from bdfast.defenses import D3Config, FTSAMConfig, GICConfig, d3, ft_sam, gic
+from bdfast.testing.tables import Cell, Table
 from benchmarks import scenario
 from benchmarks.calibrate import measure
 from benchmarks.end_to_end.d3 import cifar10, digits
 from benchmarks.stage import Context, Result, Stage
-from benchmarks.tables import Cell, Table
 
 FAMILY = "blur"
 WITHOUT, WITH = "blurred", "calibrated"

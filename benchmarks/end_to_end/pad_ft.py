@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bdfast.defenses import PadFTConfig, pad_ft
+from bdfast.testing.tables import Cell, Table
 from benchmarks import scenario
 from benchmarks.end_to_end.d3 import cifar10, digits
 from benchmarks.stage import Context, Result, Stage
-from benchmarks.tables import Cell, Table
 
 GOAL = 15.0  # seconds, on one H200, after the victim is trained
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bdfast.testing.tables import Cell, Table
 from benchmarks import training_loops
 from benchmarks.stage import Context, Result, Stage
-from benchmarks.tables import Cell, Table
 
 GOAL_SECONDS = 0.6  # a whole epoch of ResNet18 on one H100-class GPU
 EPOCH = 50_000  # images of CIFAR-10's size

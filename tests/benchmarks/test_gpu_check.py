@@ -13,11 +13,11 @@ import torch
 
 from bdfast.data import load
 from bdfast.testing import OpSuite
+from bdfast.testing.device_timing import WINDOW, count_activity
 from bdfast.training import TrainConfig
 from benchmarks import gpu_check
 from benchmarks.checks import large, numerics
 from benchmarks.checks import tests as tests_stage
-from benchmarks.device_timing import WINDOW, count_activity
 from benchmarks.end_to_end import d3
 from benchmarks.scenario import Scenario, make_victim
 from benchmarks.stage import Context, Result, SkipStage

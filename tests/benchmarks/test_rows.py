@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdfast.testing import OpSuite, suites
-from benchmarks import compare, goals, rows
-from benchmarks.tables import text_table
-from benchmarks.timing import Timing, interleave
+from bdfast.testing import OpSuite, rows, suites
+from bdfast.testing.tables import text_table
+from bdfast.testing.timing import Timing, interleave
+from benchmarks import compare, goals
 
 CPU = torch.device("cpu")
 

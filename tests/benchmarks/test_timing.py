@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.tables import markdown_table, show, text_table
-from benchmarks.timing import Timing, interleave
+from bdfast.testing.tables import markdown_table, show, text_table
+from bdfast.testing.timing import Timing, interleave
 
 
 def test_timing_by_hand() -> None:

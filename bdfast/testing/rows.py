@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from bdfast.testing import Case, Inputs, OpSuite, parity, suites
-from benchmarks.tables import Cell, Table
-from benchmarks.timing import Step, Timing
+from bdfast.testing.tables import Cell, Table
+from bdfast.testing.timing import Step, Timing
 
 OURS = "bdfast"
 COPY = "copy"  # destination.copy_(source) into memory that is there already: the floor of what moves these bytes

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.timing import Clock, Step, Timing, interleave
+from bdfast.testing.timing import Clock, Step, Timing, interleave
 
 WINDOW = "bdfast measured calls"
 

@@ -31,10 +31,10 @@ from bdfast.attacks import PoisonedData
 from bdfast.data import DataSplits
 from bdfast.defenses import AdvrBDConfig, advrbd
 from bdfast.metrics import evaluate
+from bdfast.testing.tables import Table, markdown_table, text_table
 from bdfast.training import TrainConfig, train_classifier
 from benchmarks import environment
 from benchmarks.scenario import percent
-from benchmarks.tables import Table, markdown_table, text_table
 
 CPU = torch.device("cpu")
 ATTACKS: dict[str, tuple[str, float, int]] = {

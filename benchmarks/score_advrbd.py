@@ -39,8 +39,8 @@ from bdfast.attacks.kl_scores import KLScoreConfig, KLScorer
 from bdfast.data.source import Source, to_floats
 from bdfast.ops import masked_pgd_step_, masked_random_start, patch_centers
 from bdfast.runtime.checkpoints import load_into, load_state
+from bdfast.testing.tables import Table, text_table
 from benchmarks import environment
-from benchmarks.tables import Table, text_table
 
 Variant = Callable[[Tensor], Tensor]
 """Ids of a slice to scores."""

@@ -247,7 +247,7 @@ COMMAND = Command(
     ),
     example=(
         "  bdfast score advrbd --attack-dir runs/badnets --verify 256 --out runs/scores\n"
-        "  torchrun --nproc-per-node 4 -m bdfast score advrbd --attack-dir runs/badnets --set precision=bf16 --out runs/scores"
+        "  torchrun --nproc-per-node 4 -m bdfast score advrbd --attack-dir runs/badnets --out runs/scores"
     ),
     add_arguments=add_arguments,
     run=run,

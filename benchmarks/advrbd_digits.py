@@ -52,10 +52,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "undefended": {},
     "robust": {"preset": "robust"},
     "paper": {"preset": "paper"},
-    "oracle": {"preset": "robust", "rank": "oracle", "content_check": False},
+    "oracle": {"preset": "robust", "rank": "oracle", "content_check": False, "recover": False},
     "confidence": {"preset": "paper", "rank": "confidence"},
     "robust, last": {"preset": "robust", "vote": "last"},
     "robust, no check": {"preset": "robust", "content_check": False},
+    "robust, no recovery": {"preset": "robust", "recover": False},
 }
 """Fields of :meth:`AdvrBDConfig.for_digits`."""
 

@@ -17,7 +17,8 @@ The preset ``paper`` is that. Everything hangs on D_c: with a few poisoned sampl
 well, step 4 takes the poison for clean, and g has the backdoor again. On scikit-learn's digits it ended so for every
 attack tried (benchmarks/results/advrbd_digits.md). The preset ``robust`` asks networks that never saw a class whether
 its samples belong to it (:mod:`bdfast.defenses.advrbd_content`), in step 2 together with s, in step 4 as a second
-opinion; and in step 4 the networks of all rounds vote.
+opinion; in step 4 the networks of all rounds vote; and step 5
+is done twice, the second time with the suspects that the first clean model classifies as labelled.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 
 from bdfast.defenses.advrbd_config import AdvrBDConfig
 from bdfast.defenses.advrbd_content import dealt
-from bdfast.defenses.advrbd_identification import identify, misclassified_by
+from bdfast.defenses.advrbd_identification import identify, misclassified_by, recovered
 from bdfast.defenses.advrbd_partition import partition, planned_rounds, round_size
 from bdfast.defenses.advrbd_quality import as_labelled, auroc, purity, split_quality
 from bdfast.defenses.advrbd_run import Factory, Run, open_run
@@ -56,8 +57,8 @@ class AdvrBDResult(TrainedResult):
         scores: float32 ``[N]`` of the first partition: larger is presumed cleaner; NaN could not be scored.
         content: float32 ``[N]``, content margins, above 0 where a sample looks like its class; None where unused.
         dc_indices: int64, D_c in the order of selection.
-        history: a record an epoch of every stage: ``stage`` ("warm_up", "content 0", "enhance 0", "clean", "relabel"),
-            ``epoch`` (counted through), ``epochs``, ``loss``, ``accuracy`` (as met in training), ``lr``, ``seconds``;
+        history: a record an epoch of every stage: ``stage`` ("warm_up", "content 0", "enhance 0", "clean", "recovered",
+            "relabel"), ``epoch`` (counted through), ``epochs``, ``loss``, ``accuracy`` (as met in training), ``lr``, ``seconds``;
             of an enhancement also ``dc_loss``.
         rounds: a record a round: ``round`` (from 1), ``added``, ``dc`` (samples in D_c), ``misclassified`` (samples,
             after enhancement) and, with ground truth, ``auroc`` (of the scores of what was left), ``purity`` and
@@ -65,7 +66,7 @@ class AdvrBDResult(TrainedResult):
         quality: with ground truth, how good the split is; see :func:`bdfast.defenses.advrbd_quality.split_quality`.
         nonfinite: samples that could not be scored.
         timings: seconds a stage (``setup``, ``warm_up``, ``content``, ``partition``, ``enhance``, ``identify``,
-            ``clean``, ``relabel``).
+            ``clean``, ``recovered``, ``relabel``).
         config: as it ran.
     """
 
@@ -164,17 +165,22 @@ def advrbd(
             records.append({**record, "dc": int(in_dc.sum()), **_prediction_truth(run, predictions[-1])})
 
         # 4. What the enhanced network (or most of the rounds' networks) no longer classifies as labelled is clean.
+        checked = content if config.content_check else None
         with run.watch("identify"):
             clean = identify(
                 misclassified_by(predictions, labels, config.vote), labels, in_dc, first,
                 keep_dc=config.keep_dc, min_per_class=config.min_per_class,
-                content=content if config.content_check else None,
+                content=checked,
             )  # fmt: skip
         _check_any_clean(clean)
 
         # 5. A fresh model, on the clean part.
         g = run.fresh("clean")
         run.train("clean", g, clean, epochs=config.epochs, lr=config.lr)
+        if config.recover:  # [O] it tells which suspects are clean after all
+            clean = recovered(clean, run.predictions(g), labels, checked)
+            g = run.fresh("recovered")
+            run.train("recovered", g, clean, epochs=config.epochs, lr=config.lr)
 
         # 6. The rest, as that model labels it.
         relabeled = _relabel(run, g, clean) if config.relabel and not bool(clean.all()) else None
@@ -205,7 +211,13 @@ def _planned_epochs(run: Run, rounds: int) -> int:
     c = run.config
     networks = len(dealt(run.num_classes, c.content_networks)) if c.rank == "content" or c.content_check else 0
     relabel = c.relabel_epochs if c.relabel else 0
-    return c.warm_up_epochs + networks * c.content_epochs + rounds * c.enhance_epochs + c.epochs + relabel
+    return (
+        c.warm_up_epochs
+        + networks * c.content_epochs
+        + rounds * c.enhance_epochs
+        + (1 + c.recover) * c.epochs
+        + relabel
+    )
 
 
 def _partition_truth(run: Run, scores: Tensor, in_dc: Tensor, added: Tensor) -> Record:

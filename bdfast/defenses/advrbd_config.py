@@ -26,6 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "enhance_epochs": 4,
         "mu": 1.0,
         "vote": "last",
+        "recover": False,
     },
     "robust": {
         "rank": "content",
@@ -37,6 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "enhance_epochs": 2,
         "mu": 1.3,
         "vote": "majority",
+        "recover": True,
     },
 }
 
@@ -151,6 +153,10 @@ class AdvrBDConfig:
     """Whose misclassification counts: that of the "last" enhanced network [P], or of the "majority" of the T networks
     that the rounds end with [O]: how much of the backdoor one of them still shows varies from round to round."""
 
+    recover: bool = FROM_PRESET
+    """Suspected samples come back that the clean model classifies as labelled (and that content_check passes), and
+    another clean model is trained with them [O]: enhancement can leave a whole class suspected. No [P]."""
+
     keep_dc: bool = True
     """D_c is clean by construction [O]; otherwise its members have to be misclassified too, as [P] may mean."""
 
@@ -250,7 +256,7 @@ class AdvrBDConfig:
         if not _is_count(self.min_per_class):
             got = repr(self.min_per_class)
             raise ValueError(message(where, "min_per_class", "a whole number, at least 0", got, "pass 0 for none"))
-        for name in ("keep_dc", "relabel", "deterministic"):
+        for name in ("recover", "keep_dc", "relabel", "deterministic"):
             _check_flag(where, name, getattr(self, name))
         check_one_of(where, "precision", self.precision, PRECISIONS)
         if not isinstance(self.augment, Augment):
@@ -260,15 +266,13 @@ class AdvrBDConfig:
 
     @classmethod
     def for_digits(cls, **changes: Any) -> AdvrBDConfig:
-        """20 epochs at lr 0.1 for the warm-up and the clean model, as the victims on scikit-learn's digits have; half
-        as many networks of rank="content", for 8 epochs, which cost less than the rest together.
+        """20 epochs at lr 0.1 for the warm-up and the clean model, as the victims on scikit-learn's digits have.
 
         Example:
             >>> AdvrBDConfig.for_digits(preset="robust", seed=3).epochs
             20
         """
-        content = {"content_networks": 5, "content_epochs": 8}
-        return cls(**{"warm_up_epochs": 20, "epochs": 20, "lr": 0.1, "augment": "crop", **content, **changes})
+        return cls(**{"warm_up_epochs": 20, "epochs": 20, "lr": 0.1, "augment": "crop", **changes})
 
 
 def _is_count(value: object) -> bool:

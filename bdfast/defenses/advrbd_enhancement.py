@@ -6,8 +6,9 @@ r"""Enhancement: the network forgets what D_c has in common with the rest, and k
         - \mu \, \frac{1}{|B_c|} \sum_{i \in B_c} \min(\mathrm{CE}_i, \tau)
 
 over batches of D_u and of D_c (eq. 4 of arXiv 2405.12719, whose ascent has no bound). If D_c is clean, what can satisfy
-both terms is a feature that D_u alone carries: the trigger. One poisoned sample in some thirty of D_c is enough to
-unlearn the trigger too.
+both terms is a feature that D_u alone carries: the trigger. A few poisoned samples in D_c unlearn the trigger too: 5
+among 280, of 140 in all, left 6 % of a BadNets poison to be found on digits. The loss is
+:func:`bdfast.ops.bounded_ascent_cross_entropy`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from bdfast.defenses.advrbd_config import AdvrBDConfig
 from bdfast.errors import message
+from bdfast.ops import bounded_ascent_cross_entropy
 from bdfast.runtime.determinism import stream_seed
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.precision import autocast
@@ -57,27 +59,6 @@ def two_sides(
         for side in (~in_dc, in_dc)
     ]
     return Sides(*sets)
-
-
-def bounded_ascent(
-    logits: Tensor,  # [N, K]
-    labels: Tensor,  # [N]
-    descend: int,
-    *,
-    mu: float,
-    tau: float,
-) -> Tensor:
-    """The loss above: descent on the first ``descend`` rows, bounded ascent on the others.
-
-    Example:
-        >>> logits, labels = torch.zeros(3, 2), torch.tensor([0, 1, 1])
-        >>> round(float(bounded_ascent(logits, labels, 2, mu=0.5, tau=9.0)), 4)  # (1 - 0.5) ln 2
-        0.3466
-        >>> round(float(bounded_ascent(logits, labels, 2, mu=0.5, tau=0.1)), 4)  # ln 2 - 0.05
-        0.6431
-    """
-    losses = cross_entropy(logits, labels, reduction="none")
-    return losses[:descend].mean() - mu * losses[descend:].clamp_max(tau).mean()
 
 
 def enhance(
@@ -161,7 +142,7 @@ def _epoch(
         with autocast(device, config.precision):  # one pass, so that batch norms see both sides
             logits = logits_of("advrbd", forward(x), len(x))
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        loss = bounded_ascent(logits, y, len(x_u), mu=config.mu, tau=tau)
+        loss = bounded_ascent_cross_entropy(logits, y, len(x_u), mu=config.mu, tau=tau)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

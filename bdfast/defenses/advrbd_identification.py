@@ -74,3 +74,20 @@ def identify(
             left = index[~clean[index]]
             clean[left[largest_scores(scores[left], missing)]] = True
     return clean
+
+
+def recovered(
+    clean: Tensor,  # [N] bool
+    predictions: Tensor,  # [N]
+    labels: Tensor,  # [N]
+    content: Tensor | None,  # [N]
+) -> Tensor:
+    """D_clean and what the clean model classifies as labelled, unless its content is another class's.
+
+    Example:
+        >>> clean, labels = torch.tensor([True, False, False, False]), torch.tensor([0, 0, 1, 1])
+        >>> recovered(clean, torch.tensor([1, 0, 0, 1]), labels, torch.tensor([1.0, 1.0, 1.0, -1.0])).tolist()
+        [True, True, False, False]
+    """
+    back = predictions == labels
+    return clean | (back if content is None else back & (content > 0))

@@ -77,7 +77,7 @@ def digits_run(attack: str, rate: float, **options: Any) -> tuple[AdvrBDResult, 
     def network() -> nn.Module:
         return models.build("digits_cnn", num_classes=10, image_size=8, channels=1)
 
-    fast = {"warm_up_epochs": 12, "epochs": 12, "content_epochs": 7}
+    fast = {"warm_up_epochs": 12, "epochs": 12, "content_networks": 5, "content_epochs": 7}
     result = advrbd(network, poisoned, AdvrBDConfig.for_digits(**{**fast, **options}))
     return result, metrics.evaluate(result.model, test, poisoned.trigger(*test))
 
@@ -93,7 +93,7 @@ def test_robust_finds_the_poison_of_digits(attack: str, rate: float) -> None:
 
 
 def test_with_a_truly_clean_d_c_enhancement_and_identification_work() -> None:
-    result, after = digits_run("badnets", 0.1, preset="robust", rank="oracle", content_check=False)
+    result, after = digits_run("badnets", 0.1, preset="robust", rank="oracle", content_check=False, recover=False)
     assert result.quality is not None
     assert result.quality["tpr_relabelled"] >= 0.97
     assert result.quality["fpr"] <= 0.30

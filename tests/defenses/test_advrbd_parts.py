@@ -12,7 +12,6 @@ from torch import nn
 
 from bdfast.defenses import AdvrBDConfig
 from bdfast.defenses.advrbd_content import ContentView, RandomErasing, content_margins, dealt
-from bdfast.defenses.advrbd_enhancement import bounded_ascent
 from bdfast.defenses.advrbd_identification import identify, misclassified_by
 from bdfast.defenses.advrbd_partition import both_high, partition, planned_rounds, random_scores, round_size
 from bdfast.defenses.advrbd_quality import auroc, split_quality
@@ -83,24 +82,6 @@ def test_both_ranks_have_to_be_high_and_nan_stays() -> None:
     assert ranks[[0, 2, 4, 5]].tolist() == [0.0, 0.0, 1.0, 0.0]
     assert math.isclose(ranks[1].item(), 1 / 3, rel_tol=1e-6)  # second of four by the other score, half way by one
     assert math.isnan(ranks[3].item())
-
-
-# --- enhancement -----------------------------------------------------------------------------------------------------
-
-
-def test_bounded_ascent_has_no_gradient_beyond_tau() -> None:
-    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], requires_grad=True)
-    labels = torch.tensor([0, 0, 0])
-    loss = bounded_ascent(logits, labels, 1, mu=2.0, tau=1.0)
-    ce = [math.log1p(math.exp(-2)), math.log1p(math.exp(3)), math.log1p(math.exp(-1))]
-    assert math.isclose(loss.item(), ce[0] - 2.0 * (1.0 + ce[2]) / 2, rel_tol=1e-6)
-    loss.backward()
-    assert logits.grad is not None
-    p = 1 / (1 + math.exp(2))
-    torch.testing.assert_close(logits.grad[0], torch.tensor([-p, p]))
-    assert logits.grad[1].tolist() == [0.0, 0.0]  # above tau
-    q = 1 / (1 + math.exp(1))
-    torch.testing.assert_close(logits.grad[2], torch.tensor([q, -q]))
 
 
 # --- identification --------------------------------------------------------------------------------------------------

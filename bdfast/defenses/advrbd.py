@@ -58,8 +58,8 @@ class AdvrBDResult(TrainedResult):
         content: float32 ``[N]``, content margins, above 0 where a sample looks like its class; None where unused.
         dc_indices: int64, D_c in the order of selection.
         history: a record an epoch of every stage: ``stage`` ("warm_up", "content 0", "enhance 0", "clean", "recovered",
-            "relabel"), ``epoch`` (counted through), ``epochs``, ``loss``, ``accuracy`` (as met in training), ``lr``, ``seconds``;
-            of an enhancement also ``dc_loss``.
+            "relabel"), ``epoch`` (counted through), ``epochs``, ``loss``, ``accuracy`` (as met in training), ``lr``,
+            ``seconds``; of an enhancement also ``dc_loss``.
         rounds: a record a round: ``round`` (from 1), ``added``, ``dc`` (samples in D_c), ``misclassified`` (samples,
             after enhancement) and, with ground truth, ``auroc`` (of the scores of what was left), ``purity`` and
             ``leaked`` (of what was added), ``clean_as_labelled`` and ``poisoned_as_labelled`` (after enhancement).

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bdfast.attacks import KLScoreConfig, Parity, kl_parity, kl_scores
+from bdfast.defenses import PadFTConfig, sce_scores
 
 
 @dataclass(frozen=True)
@@ -42,5 +43,13 @@ SCORERS: tuple[Scorer, ...] = (
         "KL divergence, nats",
         "small",
         kl_parity,
+    ),
+    Scorer(
+        "sce",
+        sce_scores,
+        PadFTConfig,
+        "how easily each label is fitted (arXiv 2409.12072), and which samples PAD-FT would select",
+        "SCE margin, nats",
+        "small",
     ),
 )

@@ -6,7 +6,7 @@ function           what it does                                                 
 :func:`advrbd`     splits the poisoned set, trains on the clean part                   arXiv 2405.12719
 :func:`d3`         leaves the backdoored weights as far as the clean loss allows       arXiv 2411.09585
 :func:`pad_ft`     purifies the poisoned set, clips activations, tunes the head        arXiv 2409.12072
-:func:`gic`        calibrates auxiliary images for a victim; any purifier then  arXiv 2502.07231
+:func:`gic`        calibrates auxiliary images for a victim; any purifier then         arXiv 2502.07231
 :func:`ft_sam`     trains on with clean data, sharpness-aware                          arXiv 2304.11823
 :func:`fine_tune`  trains on with clean data: the baseline                             BackdoorBench's ``ft``
 =================  ==================================================================  ======================
@@ -24,6 +24,7 @@ from bdfast.defenses.gic_config import GICConfig
 from bdfast.defenses.gic_imprint import ImprintReport
 from bdfast.defenses.pad_ft import PadFTConfig, PadFTResult, pad_ft
 from bdfast.defenses.purify_with import CalibratedPurification, Purifier, purify_with
+from bdfast.defenses.sce_scores import sce_scores
 
 __all__ = [
     "AdvrBDConfig",
@@ -50,4 +51,5 @@ __all__ = [
     "gic",
     "pad_ft",
     "purify_with",
+    "sce_scores",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from bdfast.runtime.guard import model_device, usable_device, working_model
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.precision import Autocast
 from bdfast.runtime.progress import Stopwatch
+from bdfast.runtime.ranks import ALONE, Ranks
 from bdfast.runtime.resident import ResidentData
 from bdfast.training.resume import fingerprint
 from bdfast.training.workspace import Normalization, check_weights
@@ -53,7 +54,14 @@ class Run:
         """The network, from images in [0, 1]."""
         return self.work if self.normalize is None else normalized(self.work, *self.normalize).to(self.place.device)
 
-    def score(self, config: PadFTConfig, folder: str | os.PathLike[str] | None) -> Scores:
+    def score(
+        self,
+        config: PadFTConfig,
+        folder: str | os.PathLike[str] | None,
+        *,
+        ranks: Ranks = ALONE,
+        finished: Callable[[int], object] | None = None,
+    ) -> Scores:
         """Step 1: margins of all samples, and their features where they are asked for."""
         dims = config.split_dims if config.split == "spread" else 0
         with LastLayer(self.forward, self.layer) as features:
@@ -61,6 +69,7 @@ class Run:
                 "pad_ft", features, self.source, num_classes=self.num_classes, place=self.place,
                 batch_size=config.score_batch_size, dims=dims, seed=stream_seed(config.seed, "pad_ft: sketch"),
                 run="" if folder is None else self._fingerprint(config, dims), folder=folder,
+                ranks=ranks, finished=finished,
             )  # fmt: skip
 
     def _fingerprint(self, config: PadFTConfig, dims: int) -> str:

@@ -17,6 +17,7 @@ from bdfast.data.source import Source, to_floats
 from bdfast.errors import LabelRangeError, message
 from bdfast.ops import sce_margin
 from bdfast.runtime.chunks import ChunkStore, Columns, in_chunks
+from bdfast.runtime.ranks import ALONE, Ranks
 
 CHUNK = 8192  # samples a file: half a second of a GPU, so that a kill costs no more
 FORMAT = "bdfast.pad_ft.scores/1"
@@ -65,6 +66,8 @@ def score(
     seed: int,
     run: str,
     folder: str | os.PathLike[str] | None = None,
+    ranks: Ranks = ALONE,
+    finished: Callable[[int], object] | None = None,
 ) -> Scores:
     """Scores of all samples in index order.
 
@@ -79,21 +82,27 @@ def score(
         seed: of the projection.
         run: what the scores depend on, as a hash; chunks of another run are refused.
         folder: where chunks are kept, and found again.
+        ranks: the processes that share the work.
+        finished: told after every chunk how many samples this process has done.
 
     Raises:
         ValueError: the folder belongs to another run.
         LabelRangeError: a label that is no class.
     """
-    store = None
-    if folder is not None:
-        store = ChunkStore(
+
+    def open_store() -> ChunkStore | None:
+        if folder is None:
+            return None
+        return ChunkStore(
             where, "scores_dir", folder, format=FORMAT, run=run, count=len(source), chunk=CHUNK, kinds=ARRAYS
         )
 
     def compute(rows: range) -> Columns:
         return _score_chunk(where, features, source, rows, num_classes, place, batch_size, dims, seed)
 
-    return Scores(**in_chunks(len(source), CHUNK, compute, store=store))
+    ranks.share(lambda: open_store() and None)  # rank 0 makes the folder before the others look into it
+    store = open_store()
+    return Scores(**in_chunks(len(source), CHUNK, compute, store=store, ranks=ranks, finished=finished))
 
 
 @torch.no_grad()

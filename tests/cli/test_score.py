@@ -111,3 +111,27 @@ def test_roc_of_ties_and_of_one_kind() -> None:
     flags = torch.tensor([True, False, True, False])
     assert score.roc(torch.tensor([1.0, 1.0, 0.0, float("nan")]), flags) == ([0.0, 1.0, 1.0], [0.0, 0.5, 1.0])
     assert score.roc(torch.tensor([2.0, 1.0]), torch.tensor([True, True])) == ([0.0, 0.0, 0.0], [0.0, 0.5, 1.0])
+
+
+def test_sce_says_whom_pad_ft_would_trust(bdfast: Run, attack_dir: Path, tmp_path: Path) -> None:
+    words = ["score", "sce", "--attack-dir", attack_dir, "--set", "k=5", "--out", tmp_path / "sce"]
+    outcome = bdfast(*words)
+    assert outcome.code == 0, outcome.err
+    assert names(tmp_path / "sce") == RESULTS
+    table = ScoreTable.load(tmp_path / "sce" / "scores.csv")
+    poisoned = PoisonedData.load(attack_dir / "poisoned.npz")
+    selected, labels = table.columns["selected"], table.columns["label"]
+    assert torch.equal(labels, poisoned.labels)
+    for c in labels.unique():
+        here = (labels == c).nonzero().flatten()
+        lowest = here[table.scores[here].argsort(stable=True)[:5]]
+        assert torch.equal(
+            selected[here].nonzero().flatten(), lowest.sort().values.unsqueeze(1).eq(here).nonzero()[:, 1]
+        )
+    summary = json.loads((tmp_path / "sce" / "summary.json").read_text())
+    assert summary["selected"] == int(selected.sum())
+    zero = selected & (labels == 0)
+    assert summary["purity"]["0"] == pytest.approx(float((~poisoned.is_poisoned[zero]).double().mean()))
+    refused = bdfast(*words, "--verify", "3")
+    assert refused.code == 2
+    assert "`--verify` expected 0, since only advrbd can be verified, got 3" in refused.err

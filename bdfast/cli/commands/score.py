@@ -23,7 +23,8 @@ from bdfast.cli.outputs import plain, results_folder, write_json
 from bdfast.cli.reporting import check_report, make_report
 from bdfast.cli.scorers import SCORERS, Scorer
 from bdfast.cli.settings import add_settings, defaults_for, document, given, keys, record, resolve, setting
-from bdfast.report import Curves, Histogram, Report
+from bdfast.errors import message
+from bdfast.report import ClassHistograms, Curves, Histogram, Panel, Report
 from bdfast.runtime.progress import Progress
 from bdfast.runtime.ranks import Ranks, torchrun
 from bdfast.runtime.score_table import ScoreTable
@@ -93,6 +94,9 @@ def run(options: argparse.Namespace) -> int:
     where = f"bdfast score {scorer.name}"
     plan = make_plan(where, scorer, options)
     check_report(plan.settings.report)
+    if plan.settings.verify and scorer.parity is None:
+        got, known = str(plan.settings.verify), ", ".join(s.name for s in SCORERS if s.parity is not None)
+        raise ValueError(message(where, "--verify", f"0, since only {known} can be verified", got, "leave it out"))
     with torchrun(_A_DAY) as ranks:
         if ranks.rank > 0:  # scores with rank 0, which writes the results
             score(scorer, load_job(where, plan), Path(options.out), ranks)
@@ -166,6 +170,8 @@ def summarise(scorer: Scorer, job: Job, table: ScoreTable) -> dict[str, Any]:
     summary: dict[str, Any] = {"samples": len(table), "quarantined": len(table.quarantined), "quantiles": levels}
     if "halved" in table.columns:
         summary["halved"] = int(table.columns["halved"].sum())
+    if "selected" in table.columns:
+        summary |= _selection(table, job.is_poisoned)
     if job.is_poisoned is not None:
         poisoned = job.is_poisoned[table.ids]
         summary["poisoned"] = int(poisoned.sum())
@@ -173,6 +179,17 @@ def summarise(scorer: Scorer, job: Job, table: ScoreTable) -> dict[str, Any]:
         if "confidence" in table.columns:  # the plain alternative: poisoned samples are what a network is surest of
             summary["auroc of confidence"] = ScoreTable(table.ids, table.columns["confidence"]).auroc(poisoned)
     return summary
+
+
+def _selection(table: ScoreTable, is_poisoned: Tensor | None) -> dict[str, Any]:
+    """How many samples would be trusted and suspected, and the clean share of the trusted ones of each class."""
+    selected, labels = table.columns["selected"], table.columns["label"]
+    found: dict[str, Any] = {"selected": int(selected.sum()), "suspects": int(table.columns["suspect"].sum())}
+    if is_poisoned is not None:
+        clean = ~is_poisoned[table.ids]
+        classes = sorted(set(labels[selected].tolist()))
+        found["purity"] = {str(c): float(clean[selected & (labels == c)].double().mean()) for c in classes}
+    return found
 
 
 def _towards(suspicious: str, auroc: float) -> float:
@@ -197,7 +214,7 @@ def _text(value: Any) -> str:
 
 def _report(scorer: Scorer, job: Job, table: ScoreTable, resolved: dict[str, Any], seconds: float) -> Report:
     groups = {"all samples": table.scores}
-    panels: list[Histogram | Curves] = []
+    panels: list[Panel] = []
     if job.is_poisoned is not None and bool(job.is_poisoned.any()):
         poisoned = job.is_poisoned[table.ids]
         groups = {"clean": table.scores[~poisoned], "poisoned": table.scores[poisoned]}
@@ -205,6 +222,8 @@ def _report(scorer: Scorer, job: Job, table: ScoreTable, resolved: dict[str, Any
         curve = {scorer.name: roc(sign * table.scores, poisoned)}
         panels.append(Curves("ROC", "clean samples flagged", "poisoned samples flagged", curve, diagonal=True))
     panels.insert(0, Histogram(f"Scores: {scorer.suspicious} is suspicious", scorer.label, groups))
+    if "selected" in table.columns:
+        panels.insert(0, _by_class(scorer, job, table))
     return Report(
         title=f"{scorer.name} scores of {job.victim.arch}, {job.plan.data.data}",
         settings=plain(resolved),
@@ -212,6 +231,15 @@ def _report(scorer: Scorer, job: Job, table: ScoreTable, resolved: dict[str, Any
         versions=versions(),
         panels=panels,
     )
+
+
+def _by_class(scorer: Scorer, job: Job, table: ScoreTable) -> ClassHistograms:
+    known = job.is_poisoned is not None
+    bad = job.is_poisoned[table.ids] if job.is_poisoned is not None else table.columns["suspect"]
+    selected, labels = table.columns["selected"], table.columns["label"]
+    groups = {"selected": selected, "others": ~selected & ~bad, "poisoned" if known else "suspect": bad}
+    shown = {name: group for name, group in groups.items() if group.any()}
+    return ClassHistograms("Scores by class", scorer.label, table.scores, labels, shown, job.class_names)
 
 
 def roc(

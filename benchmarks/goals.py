@@ -23,6 +23,7 @@ CPU_GOALS = (
     Goal("projected_sgd_step_", "d3-cifar10", "compile", 1.0),
     Goal("hinge_cross_entropy", "imagenet", "eager", 3.0),
     Goal("hinge_cross_entropy", "d3-cifar10", "eager", 2.5),
+    Goal("bounded_ascent_cross_entropy", "advrbd-cifar10", "eager", 1.5),
     Goal("kl_divergence", "imagenet", "eager", 8.0),
     Goal("kl_divergence", "imagenet", "compile", 1.3),
     Goal("kl_divergence", "cifar10", "compile", 5.0),

@@ -14,6 +14,7 @@
 
 #include "batch_norm_clipped_relu.h"
 #include "batch_norm_stat_distance.h"
+#include "bounded_ascent_cross_entropy.h"
 #include "clipped_relu.h"
 #include "hinge_cross_entropy.h"
 #include "histogram_entropy.h"
@@ -67,22 +68,17 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-HingeCrossEntropyArgs hinge_args(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
-                                 uintptr_t target, float margin, bool batch_hinge) {
-  return {pointer<const void>(logits),
-          static_cast<DType>(dtype),
-          rows,
-          classes,
-          row_stride,
-          pointer<const int64_t>(target),
-          margin,
-          batch_hinge};
+LabelledRows labelled_rows(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
+                           uintptr_t target) {
+  return {pointer<const void>(logits),   static_cast<DType>(dtype), rows, classes, row_stride,
+          pointer<const int64_t>(target)};
 }
 
 int64_t hinge_cross_entropy_fwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
                                 uintptr_t target, float margin, bool batch_hinge, int reduction, uintptr_t loss,
                                 uintptr_t stats, uintptr_t grad_logits) {
-  const auto args = hinge_args(logits, dtype, rows, classes, row_stride, target, margin, batch_hinge);
+  const HingeCrossEntropyArgs args{labelled_rows(logits, dtype, rows, classes, row_stride, target), margin,
+                                   batch_hinge};
   return BDFAST_CALL_BEST(hinge_cross_entropy_fwd, args, static_cast<Reduction>(reduction), pointer<float>(loss),
                           pointer<float>(stats), pointer<void>(grad_logits));
 }
@@ -90,9 +86,28 @@ int64_t hinge_cross_entropy_fwd(uintptr_t logits, int dtype, int64_t rows, int64
 void hinge_cross_entropy_bwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
                              uintptr_t target, float margin, bool batch_hinge, int reduction, uintptr_t grad_loss,
                              uintptr_t loss, uintptr_t stats, uintptr_t grad_logits) {
-  const auto args = hinge_args(logits, dtype, rows, classes, row_stride, target, margin, batch_hinge);
+  const HingeCrossEntropyArgs args{labelled_rows(logits, dtype, rows, classes, row_stride, target), margin,
+                                   batch_hinge};
   BDFAST_CALL_BEST(hinge_cross_entropy_bwd, args, static_cast<Reduction>(reduction), pointer<const float>(grad_loss),
                    pointer<const float>(loss), pointer<const float>(stats), pointer<void>(grad_logits));
+}
+
+int64_t bounded_ascent_cross_entropy_fwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
+                                         uintptr_t target, int64_t num_descend, double mu, float tau, uintptr_t loss,
+                                         uintptr_t stats, uintptr_t grad_logits) {
+  const BoundedAscentCrossEntropyArgs args{labelled_rows(logits, dtype, rows, classes, row_stride, target), num_descend,
+                                           mu, tau};
+  return BDFAST_CALL_BEST(bounded_ascent_cross_entropy_fwd, args, pointer<float>(loss), pointer<float>(stats),
+                          pointer<void>(grad_logits));
+}
+
+void bounded_ascent_cross_entropy_bwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride,
+                                      uintptr_t target, int64_t num_descend, double mu, float tau, uintptr_t grad_loss,
+                                      uintptr_t stats, uintptr_t grad_logits) {
+  const BoundedAscentCrossEntropyArgs args{labelled_rows(logits, dtype, rows, classes, row_stride, target), num_descend,
+                                           mu, tau};
+  BDFAST_CALL_BEST(bounded_ascent_cross_entropy_bwd, args, pointer<const float>(grad_loss), pointer<const float>(stats),
+                   pointer<void>(grad_logits));
 }
 
 KlDivergenceArgs kl_args(uintptr_t logits_p, uintptr_t logits_q, int dtype, int64_t rows, int64_t classes,
@@ -449,6 +464,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   using nogil = py::call_guard<py::gil_scoped_release>;
   m.def("hinge_cross_entropy_fwd", &hinge_cross_entropy_fwd, nogil());
   m.def("hinge_cross_entropy_bwd", &hinge_cross_entropy_bwd, nogil());
+  m.def("bounded_ascent_cross_entropy_fwd", &bounded_ascent_cross_entropy_fwd, nogil());
+  m.def("bounded_ascent_cross_entropy_bwd", &bounded_ascent_cross_entropy_bwd, nogil());
   m.def("kl_divergence_fwd", &kl_divergence_fwd, nogil());
   m.def("kl_divergence_bwd", &kl_divergence_bwd, nogil());
   m.def("projected_sgd_step", &projected_sgd_step, nogil());

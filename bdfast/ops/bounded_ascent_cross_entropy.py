@@ -7,26 +7,36 @@ r"""Descent on some rows and bounded ascent on the others: the loss of AdvrBD's 
     w_i = \frac1{n_d}, \text{ or } -\frac\mu{n_a} [\mathrm{CE}_i < \tau]
 
 This is eq. 4 of the AdvrBD paper (arXiv 2405.12719) over one concatenated batch; tau ends the ascent of a row that is
-firmly misclassified, where the paper's would diverge. Rows are computed by the kernels of
-:func:`bdfast.ops.hinge_cross_entropy`: one read of the logits forward, one read and one write backward.
+firmly misclassified, where the paper's would diverge. At equality with tau the gradient is 0. The least that has to
+move is one read of the logits forward, one read and one write backward.
 """
 
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bdfast.backends import requested
-from bdfast.errors import LabelRangeError, message
+from bdfast.backends import Implementation, Op, requested
+from bdfast.backends.availability import native, runs_cpp, runs_triton
+from bdfast.backends.registry import always
+from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.hinge_cross_entropy import BACKWARD, FORWARD
+from bdfast.ops.rows import (
+    DTYPE_CODE,
+    classes_contiguous,
+    label_logit,
+    label_mask,
+    makes_gradient_ahead,
+    scale_ahead_,
+    upcast,
+)
 
 NAME = "bounded_ascent_cross_entropy"
-_NO_HINGE = -1.0  # every cross entropy lies above it: no row of the backward is at rest
 
 
 def bounded_ascent_cross_entropy(
@@ -79,8 +89,11 @@ def bounded_ascent_cross_entropy(
         raise ValueError(message(NAME, "mu", "a finite weight >= 0", str(mu), "correct it"))
     if not tau >= 0.0:
         raise ValueError(message(NAME, "tau", "a number of nats >= 0", str(tau), "pass 2 ln C, or inf"))
-    apply = cast(Any, _BoundedAscentCrossEntropy.apply)  # torch does not annotate it
-    return cast(Tensor, apply(logits, target, num_descend, mu, tau, requested(backend, NAME)))
+    wish = requested(backend, NAME)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        apply = cast(Any, _BoundedAscentCrossEntropy.apply)  # torch does not annotate it
+        return cast(Tensor, apply(logits, target, num_descend, mu, tau, wish))
+    return cast(Tensor, FORWARD(logits, target, num_descend, mu, tau, wish)[0])
 
 
 class _BoundedAscentCrossEntropy(torch.autograd.Function):
@@ -88,35 +101,190 @@ class _BoundedAscentCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, num_descend: int, mu: float, tau: float, backend: str
     ) -> Tensor:
-        ce, stats = _cross_entropy(logits, target, backend)
-        ctx.save_for_backward(logits, target, stats, ce)
-        ctx.options = (num_descend, mu, tau, backend)
-        descend, ascend = ce[:num_descend], ce[num_descend:].clamp_max(tau)
-        loss = descend.sum(dtype=torch.float64) / max(1, len(descend))
-        return (loss - mu / max(1, len(ascend)) * ascend.sum(dtype=torch.float64)).to(ce.dtype)
+        options = (num_descend, mu, tau, backend)
+        ctx.ahead = None
+        if makes_gradient_ahead(logits, FORWARD, backend):
+            loss, stats, ctx.ahead = FORWARD_WITH_GRADIENT(logits, target, *options)
+        else:
+            loss, stats = FORWARD(logits, target, *options)
+        ctx.save_for_backward(logits, target, stats)
+        ctx.options = options
+        return loss  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, stats, ce = ctx.saved_tensors
-        num_descend, mu, tau, backend = ctx.options
-        ascending = -mu / max(1, len(ce) - num_descend)
-        weight = torch.where(ce >= tau, 0.0, torch.full_like(ce, ascending))  # NaN is not at rest
-        weight[:num_descend] = 1.0 / max(1, num_descend)
-        grad = BACKWARD(grad_loss * weight, logits, target, stats, ce, _NO_HINGE, "none", "sample", backend)
+        grad, ctx.ahead = ctx.ahead, None  # given away: a second backward of a retained graph makes its own
+        if grad is None:
+            grad = BACKWARD(grad_loss, *ctx.saved_tensors, *ctx.options)
+        else:
+            grad = scale_ahead_(grad, grad_loss)
         return grad, None, None, None, None, None
 
 
-def _cross_entropy(logits: Tensor, target: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """CE ``[N]`` and the row statistics that the backward starts from: the hinge at margin 0."""
-    arguments = (logits, target, 0.0, "none", "sample", backend)
-    if torch.compiler.is_compiling():
-        return cast("tuple[Tensor, Tensor]", FORWARD(*arguments))
-    try:
-        return cast("tuple[Tensor, Tensor]", FORWARD(*arguments))
-    except LabelRangeError:
-        validation.check_label_range(NAME, target, logits.shape[1])  # the same, under the name that was called
-        raise
+# --- reference: the equations in plain PyTorch -----------------------------------------------------------------------
+
+
+def reference(
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N]
+    num_descend: int,
+    mu: float,
+    tau: float,
+) -> tuple[Tensor, Tensor]:
+    """Loss, and the row statistics ``[N, 2]`` (maximum, sum of ``exp(z - maximum)``) that the backward starts from."""
+    validation.check_label_range(NAME, target, logits.shape[1])
+    z = upcast(logits)
+    m = z.amax(dim=1)
+    stats = torch.stack((m, (z - m[:, None]).exp().sum(dim=1)), dim=1)
+    ce = _cross_entropy(z, target, stats)
+    descend, ascend = (part.sum(dtype=torch.float64) for part in (ce[:num_descend], ce[num_descend:].clamp_max(tau)))
+    down, up = _weights(len(z), num_descend, mu)
+    return (down * descend + up * ascend).to(z.dtype), stats
+
+
+def reference_backward(
+    grad_loss: Tensor,  # scalar
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N]
+    stats: Tensor,  # [N, 2]
+    num_descend: int,
+    mu: float,
+    tau: float,
+) -> Tensor:
+    """``dz_ij = grad w_i (softmax_ij - [j = y_i])``; rows at rest are exactly 0."""
+    z = upcast(logits)
+    m, s = stats.unbind(dim=1)
+    down, up = _weights(len(z), num_descend, mu)
+    descends = torch.arange(len(z), device=z.device) < num_descend
+    active = descends | ~(_cross_entropy(z, target, stats) >= tau)  # NaN is not at rest
+    weight = grad_loss.to(z.dtype) * torch.where(descends, down, up).to(z.dtype)
+    p = (z - m[:, None]).exp() / s[:, None]
+    grad = weight[:, None] * (p - label_mask(z, target).to(z.dtype))
+    return torch.where(active[:, None], grad, torch.zeros_like(grad)).to(logits.dtype)
+
+
+def reference_with_gradient(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, row statistics, and the gradient for an incoming gradient of 1."""
+    loss, stats = reference(logits, target, *options)
+    return loss, stats, reference_backward(torch.ones_like(loss), logits, target, stats, *options)
+
+
+def _cross_entropy(z: Tensor, target: Tensor, stats: Tensor) -> Tensor:
+    m, s = stats.unbind(dim=1)
+    return (m - label_logit(z, target)) + s.log()
+
+
+def _weights(rows: int, num_descend: int, mu: float) -> tuple[float, float]:
+    """Of the CE of a row that descends, and of one that ascends."""
+    return 1.0 / max(1, num_descend), -mu / max(1, rows - num_descend)
+
+
+# --- compiled implementations ----------------------------------------------------------------------------------------
+
+
+def _cpp(
+    logits: Tensor, target: Tensor, num_descend: int, mu: float, tau: float, grad: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    z, y = classes_contiguous(logits), target.contiguous()
+    n, c = z.shape
+    loss = torch.empty((), dtype=torch.float32)
+    stats = torch.empty((n, 2), dtype=torch.float32)
+    outside = native().bounded_ascent_cross_entropy_fwd(
+        z.data_ptr(), DTYPE_CODE[z.dtype], n, c, z.stride(0), y.data_ptr(), num_descend, mu, tau,
+        loss.data_ptr(), stats.data_ptr(), 0 if grad is None else grad.data_ptr(),
+    )  # fmt: skip
+    if outside >= 0:
+        validation.raise_label_range(NAME, target, c, outside)
+    return loss, stats
+
+
+def _cpp_with_gradient(
+    logits: Tensor, target: Tensor, num_descend: int, mu: float, tau: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad = torch.empty(logits.shape, dtype=logits.dtype)
+    return *_cpp(logits, target, num_descend, mu, tau, grad), grad
+
+
+def _cpp_backward(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, num_descend: int, mu: float, tau: float
+) -> Tensor:
+    z, y = classes_contiguous(logits), target.contiguous()
+    n, c = z.shape
+    grad = torch.empty((n, c), dtype=z.dtype)
+    native().bounded_ascent_cross_entropy_bwd(
+        z.data_ptr(), DTYPE_CODE[z.dtype], n, c, z.stride(0), y.data_ptr(), num_descend, mu, tau,
+        grad_loss.data_ptr(), stats.data_ptr(), grad.data_ptr(),
+    )  # fmt: skip
+    return grad
+
+
+def _triton(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    from bdfast.triton_kernels import bounded_ascent_cross_entropy as kernels
+
+    validation.check_label_range(NAME, target, logits.shape[1])
+    return kernels.forward(logits, target, *options)  # type: ignore[no-any-return]
+
+
+def _triton_backward(*arguments: Any) -> Tensor:
+    from bdfast.triton_kernels import bounded_ascent_cross_entropy as kernels
+
+    return kernels.backward(*arguments)  # type: ignore[no-any-return]
+
+
+def _fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty((), dtype=dtype), logits.new_empty((logits.shape[0], 2), dtype=dtype)
+
+
+def _fake_gradient(logits: Tensor) -> Tensor:
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+
+
+_OPTIONS = "int num_descend, float mu, float tau, str backend"
+_runs_cpp = partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)
+_runs_triton = partial(runs_triton, dtypes=validation.HALF_OR_FLOAT)
+
+FORWARD = Op(
+    name="bounded_ascent_cross_entropy_fwd",
+    public=NAME,
+    schema=f"(Tensor logits, Tensor target, {_OPTIONS}) -> (Tensor, Tensor)",
+    fake=_fake,
+    key=lambda logits, *_: logits,
+    implementations=(
+        Implementation("cpp", _cpp, _runs_cpp),
+        Implementation("triton", _triton, _runs_triton),
+        Implementation("reference", reference, always),
+    ),
+)
+
+FORWARD_WITH_GRADIENT = Op(
+    name="bounded_ascent_cross_entropy_fwd_grad",
+    public=NAME,
+    schema=f"(Tensor logits, Tensor target, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    fake=lambda logits, *_: (*_fake(logits), _fake_gradient(logits)),
+    key=lambda logits, *_: logits,
+    implementations=(
+        Implementation("cpp", _cpp_with_gradient, _runs_cpp),
+        Implementation("reference", reference_with_gradient, always),
+    ),
+)
+
+BACKWARD = Op(
+    name="bounded_ascent_cross_entropy_bwd",
+    public=NAME,
+    schema=f"(Tensor grad_loss, Tensor logits, Tensor target, Tensor stats, {_OPTIONS}) -> Tensor",
+    fake=lambda grad_loss, logits, *_: _fake_gradient(logits),
+    key=lambda grad_loss, logits, *_: logits,
+    implementations=(
+        Implementation("cpp", _cpp_backward, _runs_cpp),
+        Implementation("triton", _triton_backward, _runs_triton),
+        Implementation("reference", reference_backward, always),
+    ),
+)
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
 
 
 def _check_count(num_descend: int, rows: int) -> int:

@@ -25,7 +25,16 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, label_logit, label_mask, upcast
+from bdfast.ops.rows import (
+    DTYPE_CODE,
+    REDUCTIONS,
+    classes_contiguous,
+    label_logit,
+    label_mask,
+    makes_gradient_ahead,
+    scale_ahead_,
+    upcast,
+)
 
 NAME = "hinge_cross_entropy"
 HINGES = ("sample", "batch")
@@ -94,7 +103,7 @@ class _HingeCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         options = (margin, reduction, hinge, backend)
         ctx.ahead = None
-        if _gradient_ahead(logits, options):
+        if reduction != "none" and hinge == "sample" and makes_gradient_ahead(logits, FORWARD, backend):
             loss, stats, ctx.ahead = FORWARD_WITH_GRADIENT(logits, target, margin, reduction, backend)
         else:
             loss, stats = FORWARD(logits, target, *options)
@@ -109,26 +118,9 @@ class _HingeCrossEntropy(torch.autograd.Function):
         if grad is None:
             logits, target, stats, loss = ctx.saved_tensors
             grad = BACKWARD(grad_loss, logits, target, stats, loss, *ctx.options)
-        elif (factor := grad_loss.item()) != 1.0:
-            grad.mul_(factor)
+        else:
+            grad = scale_ahead_(grad, grad_loss)
         return grad, None, None, None, None, None
-
-
-def _gradient_ahead(logits: Tensor, options: tuple[float, str, str, str]) -> bool:
-    """Whether the forward makes the gradient, while the rows are in the cache: one read of the logits instead of two.
-
-    On the CPU in float32, where the backward can look at the incoming gradient without waiting, and a product with it
-    rounds no more than the gradient itself.
-    """
-    _, reduction, hinge, backend = options
-    return (
-        reduction != "none"
-        and hinge == "sample"
-        and logits.is_cpu
-        and logits.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and FORWARD.choose(backend, logits).backend == "cpp"
-    )
 
 
 # --- reference: the equations in plain PyTorch -----------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bdfast.backends import Op
+
 REDUCTIONS = ("none", "sum", "mean")  # their indices are enum Reduction in csrc/include/rows.h
 DTYPE_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum DType in csrc/include/dtype.h
 
@@ -37,3 +39,24 @@ def reduce_rows(rows: Tensor, reduction: str) -> Tensor:
         return rows
     total = rows.sum(dtype=torch.float64)
     return (total / len(rows) if reduction == "mean" else total).to(rows.dtype)
+
+
+def makes_gradient_ahead(logits: Tensor, forward: Op, backend: str) -> bool:
+    """Whether a forward makes the gradient, while the rows are in the cache: one read of the logits instead of two.
+
+    On the CPU in float32, where the backward can look at the incoming gradient without waiting, and a product with it
+    rounds no more than the gradient itself.
+    """
+    return (
+        logits.is_cpu
+        and logits.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and forward.choose(backend, logits).backend == "cpp"
+    )
+
+
+def scale_ahead_(grad: Tensor, grad_loss: Tensor) -> Tensor:
+    """``grad``, made for an incoming gradient of 1, times the one that came, in place."""
+    if (factor := grad_loss.item()) != 1.0:
+        grad.mul_(factor)
+    return grad

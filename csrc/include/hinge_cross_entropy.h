@@ -10,14 +10,9 @@
 namespace bdfast {
 
 struct HingeCrossEntropyArgs {
-  const void* logits;  // [N, C] of `dtype`, rows `row_stride` elements apart, classes contiguous
-  DType dtype;
-  int64_t rows;     // N
-  int64_t classes;  // C
-  int64_t row_stride;
-  const int64_t* target;  // [N]
-  float margin;           // nats
-  bool batch_hinge;       // hinge of the mean instead of the mean of hinges
+  LabelledRows rows;
+  float margin;      // nats
+  bool batch_hinge;  // hinge of the mean instead of the mean of hinges
 };
 
 // Writes `stats` [N, 2] = (row maximum, sum of exp(z - maximum)) and `loss`: [N] for Reduction::none, else one float.

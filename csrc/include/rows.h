@@ -17,6 +17,15 @@ namespace bdfast {
 
 enum class Reduction : int { none = 0, sum = 1, mean = 2 };
 
+struct LabelledRows {
+  const void* logits;  // [N, C] of `dtype`, rows `row_stride` elements apart, classes contiguous
+  DType dtype;
+  int64_t rows;     // N
+  int64_t classes;  // C
+  int64_t row_stride;
+  const int64_t* target;  // [N]
+};
+
 namespace BDFAST_ISA_NAMESPACE {
 
 constexpr int64_t kRowsPerChunk = 64;

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of, row_stats
+from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of, row_stats, softmax_gradient
 
 MAX_PROGRAMS = 1024  # of a forward; also the tile in which one program adds their partial sums
 
@@ -158,13 +158,7 @@ def hinge_cross_entropy_bwd_kernel(
         b_ce = (b_max - b_zy) + tl.log(b_sum)
         m_idle_rows = b_ce <= margin
         m_active = m_n & (m_idle_rows == 0)
-    m_c = (o_c < C)[None, :]
-    b_z = tl.load(p_logits + o_row[:, None] + o_c[None, :], mask=m_active[:, None] & m_c, other=0.0).to(tl.float32)
-    b_grad = (b_scale / b_sum)[:, None] * tl.exp(b_z - b_max[:, None])
-    b_grad = b_grad - tl.where(o_c[None, :] == b_y[:, None], b_scale[:, None], 0.0)
-    b_grad = tl.where(m_active[:, None], b_grad, 0.0)
-    p_tile = p_grad + o_n[:, None] * C + o_c[None, :]
-    tl.store(p_tile, b_grad.to(p_grad.dtype.element_ty), mask=m_n[:, None] & m_c)
+    softmax_gradient(p_logits, p_grad, o_n, o_c, o_row, m_n, m_active, b_y, b_max, b_sum, b_scale, C)
 
 
 # --- launchers -------------------------------------------------------------------------------------------------------

@@ -76,6 +76,18 @@ def row_stats(p_logits, o_row, m_n, C, TILES: tl.constexpr, BLOCK_N: tl.constexp
     return b_max, tl.where(b_max == float("-inf"), float("nan"), b_sum)
 
 
+@triton.jit
+def softmax_gradient(p_logits, p_grad, o_n, o_c, o_row, m_n, m_active, b_y, b_max, b_sum, b_weight, C):
+    """Store a tile of weight * (softmax - onehot) of active rows and exact zeros of the others; the latter not read."""
+    m_c = (o_c < C)[None, :]
+    b_z = tl.load(p_logits + o_row[:, None] + o_c[None, :], mask=m_active[:, None] & m_c, other=0.0).to(tl.float32)
+    b_grad = (b_weight / b_sum)[:, None] * tl.exp(b_z - b_max[:, None])
+    b_grad = b_grad - tl.where(o_c[None, :] == b_y[:, None], b_weight[:, None], 0.0)
+    b_grad = tl.where(m_active[:, None], b_grad, 0.0)
+    p_tile = p_grad + o_n[:, None] * C + o_c[None, :]
+    tl.store(p_tile, b_grad.to(p_grad.dtype.element_ty), mask=m_n[:, None] & m_c)
+
+
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Launches go to the current device: make it the tensor's. In the interpreter there is none."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -128,6 +128,16 @@ def test_threads_and_reruns_do_not_change_a_bit() -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("classes", [10, 70])
+def test_gradient_made_ahead_is_that_of_the_backward(classes: int) -> None:
+    """A second backward of a retained graph makes its own gradient; the first was scaled and given away."""
+    logits = torch.randn(40, classes, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = bounded_ascent_cross_entropy(logits, torch.arange(40) % classes, 15, mu=0.7, tau=3.0)
+    first = torch.autograd.grad(loss, logits, torch.tensor(3.0), retain_graph=True)[0]
+    again = torch.autograd.grad(loss, logits, torch.tensor(3.0))[0]
+    torch.testing.assert_close(first, again, rtol=2e-6, atol=1e-7)
+
+
 @pytest.mark.slow
 def test_compiles_without_graph_break() -> None:
     def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

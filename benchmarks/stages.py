@@ -8,12 +8,17 @@ import pkgutil
 from benchmarks import end_to_end
 from benchmarks.stage import Stage
 
-CHECKS = ("build", "numerics", "tests", "ops", "large")
+CHECKS = ("build", "numerics", "ops", "large", "sanitizer", "tests")
+"""Cheap and telling first: the tests repeat on a GPU most of what ``numerics`` has seen."""
+
+END_TO_END = ("d3", "pad_ft", "score_advrbd", "gic", "train", "advrbd")
+"""D3's stage trains the victim that the others take; modules that are not named here come last."""
 
 
 def stages() -> dict[str, Stage]:
     """By name, in the order in which they run."""
     names = [f"benchmarks.checks.{name}" for name in CHECKS]
-    names += [f"{end_to_end.__name__}.{module.name}" for module in pkgutil.iter_modules(end_to_end.__path__)]
+    modules = {module.name for module in pkgutil.iter_modules(end_to_end.__path__)}
+    names += [f"{end_to_end.__name__}.{name}" for name in (*END_TO_END, *sorted(modules - set(END_TO_END)))]
     found: list[Stage] = [importlib.import_module(name).STAGE for name in names]
     return {stage.name: stage for stage in found}

@@ -21,7 +21,7 @@ from benchmarks.checks import tests as tests_stage
 from benchmarks.end_to_end import d3
 from benchmarks.scenario import Scenario, make_victim
 from benchmarks.stage import Context, Result, SkipStage
-from benchmarks.stages import CHECKS, stages
+from benchmarks.stages import CHECKS, END_TO_END, stages
 
 CPU = torch.device("cpu")
 
@@ -32,10 +32,16 @@ def quick(save: Callable[[Result], None] = lambda result: None, data: str | None
 
 def test_stages_are_found_by_themselves() -> None:
     modules = sorted(path.stem for path in Path(d3.__file__).parent.glob("[a-z]*.py"))
-    assert list(stages()) == [*CHECKS, *modules]
+    assert list(stages())[: len(CHECKS)] == list(CHECKS)
+    assert sorted(list(stages())[len(CHECKS) :]) == modules
+    assert set(END_TO_END) <= set(modules)
 
 
-@pytest.mark.parametrize("name", [name for name in stages() if name not in ("build", "tests")])
+def test_shares_of_time_add_up_to_less_than_nine_minutes() -> None:
+    assert sum(stage.seconds for stage in stages().values()) <= gpu_check.TOTAL_SECONDS < 540
+
+
+@pytest.mark.parametrize("name", [name for name in stages() if name not in ("build", "tests", "sanitizer")])
 def test_every_stage_runs_on_small_cases(name: str) -> None:
     stage, saved = stages()[name], []
     result = stage.run(quick(saved.append))

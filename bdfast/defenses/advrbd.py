@@ -14,11 +14,12 @@ unknown. The paper's text lacks its algorithms, which are reconstructed from the
 6. Relabelling. A copy of g is fine-tuned on D_clean and on D_p with the labels that g gives (eq. 5).
 
 The preset ``paper`` is that. Everything hangs on D_c: with a few poisoned samples in it, step 3 unlearns the trigger as
-well, step 4 takes the poison for clean, and g has the backdoor again. On scikit-learn's digits it ended so for every
-attack tried (benchmarks/results/advrbd_digits.md). The preset ``robust`` asks networks that never saw a class whether
-its samples belong to it (:mod:`bdfast.defenses.advrbd_content`), in step 2 together with s, in step 4 as a second
-opinion; in step 4 the networks of all rounds vote; and step 5
-is done twice, the second time with the suspects that the first clean model classifies as labelled.
+well, step 4 takes the poison for clean, and g has the backdoor again; and s, which is to keep them out, ranks the
+poison of WaNet and TaCT above clean samples of the target class on scikit-learn's digits. The preset ``robust`` asks
+networks that never saw a class whether its samples belong to it (:mod:`bdfast.defenses.advrbd_content`), in step 2
+together with s, in step 4 as a second opinion; in step 4 the networks of all rounds vote; and step 5 is done twice, the
+second time with the suspects that the first clean model classifies as labelled. What it reaches on digits is in
+benchmarks/results/advrbd_digits.md; at larger scale it has not been measured.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from bdfast.errors import message
 from bdfast.ops import channels as ch
 from bdfast.ops.clipped_relu import BACKWARD, bit_addresses, clip, wanted
 from bdfast.ops.rows import DTYPE_CODE
-from bdfast.ops.validation import HALF_OR_FLOAT
+from bdfast.ops.validation import HALF_OR_FLOAT, check_number
 
 NAME = "batch_norm_clipped_relu"
 
@@ -82,6 +82,7 @@ def batch_norm_clipped_relu(
     _check_activations(x)
     parameters = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     mean, var, w, b = (_parameter(name, value, x) for name, value in parameters.items())
+    check_number(NAME, "eps", eps, "pass batch norm's eps")
     if not 0.0 <= eps < math.inf:
         raise ValueError(message(NAME, "eps", "a finite number >= 0", str(eps), "pass batch norm's eps"))
     z, limit = (None, math.inf) if bound is None else ch.split_bound(NAME, bound, x)

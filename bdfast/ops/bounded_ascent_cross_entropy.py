@@ -65,7 +65,7 @@ def bounded_ascent_cross_entropy(
         logits give NaN. Reruns are bit-identical.
 
     Raises:
-        TypeError: a dtype is not supported, or ``num_descend`` is not an integer.
+        TypeError: a dtype is not supported, ``num_descend`` is not an integer, or a weight is no number.
         ValueError: shapes or numbers are wrong.
         LabelRangeError: a label lies outside ``[0, C)``.
 
@@ -85,6 +85,8 @@ def bounded_ascent_cross_entropy(
     validation.check_logits(NAME, logits)
     validation.check_target(NAME, target, logits)
     num_descend = _check_count(num_descend, logits.shape[0])
+    validation.check_number(NAME, "mu", mu)
+    validation.check_number(NAME, "tau", tau, "pass 2 ln C, or inf")
     if not 0.0 <= mu < float("inf"):
         raise ValueError(message(NAME, "mu", "a finite weight >= 0", str(mu), "correct it"))
     if not tau >= 0.0:

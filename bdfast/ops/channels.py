@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.errors import message
-from bdfast.ops.validation import FLOATING
+from bdfast.ops.validation import FLOATING, is_number
 
 LANES = 16  # words of a block
 BITS = 32  # of a word
@@ -37,7 +37,7 @@ def split_bound(op: str, bound: Tensor | float, x: Tensor) -> tuple[Tensor | Non
     """``bound`` as what the raw ops take: a tensor ``[]`` or ``[C]`` of the dtype that is computed in, or a number."""
     if isinstance(bound, Tensor):
         return _bound_tensor(op, bound, x), math.inf
-    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+    if not is_number(bound):
         raise TypeError(message(op, "bound", "a number or a tensor", type(bound).__name__, "pass one of these"))
     if not bound >= 0.0:
         raise ValueError(message(op, "bound", "a number >= 0", str(bound), "an activation behind a ReLU is >= 0"))

@@ -65,7 +65,7 @@ def hinge_cross_entropy(
         float32 (float64 for float64 logits), ``[N]`` or a scalar. NaN logits give NaN. Reruns are bit-identical.
 
     Raises:
-        TypeError: a dtype is not supported.
+        TypeError: a dtype is not supported, or margin is no number.
         ValueError: shapes, margin or an option are wrong.
         LabelRangeError: a label lies outside ``[0, C)``.
 
@@ -83,6 +83,7 @@ def hinge_cross_entropy(
     validation.check_target(NAME, target, logits)
     validation.check_choice(NAME, "reduction", reduction, REDUCTIONS)
     validation.check_choice(NAME, "hinge", hinge, HINGES)
+    validation.check_number(NAME, "margin", margin, "pass D3's eps")
     if not 0.0 <= margin < float("inf"):
         raise ValueError(message(NAME, "margin", "a finite number of nats >= 0", str(margin), "pass D3's eps"))
     if hinge == "batch" and reduction != "mean":

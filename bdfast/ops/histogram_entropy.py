@@ -68,6 +68,7 @@ def histogram_entropy(
     validation.check_floating(NAME, x, "x", "[C, M]")
     if x.dim() != 2:
         raise ValueError(message(NAME, "x", "shape [C, M]", str(list(x.shape)), "flatten to one row a channel"))
+    validation.check_number(NAME, "step_size", step_size, "pass e.g. 0.1")
     if not 0.0 < step_size < float("inf"):
         raise ValueError(message(NAME, "step_size", "a finite number > 0", str(step_size), "pass e.g. 0.1"))
     return cast(Tensor, ENTROPY(x.detach(), float(step_size), compat, requested(backend, NAME)))

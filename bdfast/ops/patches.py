@@ -16,7 +16,7 @@ from torch import Tensor
 from bdfast.backends.availability import runs_cuda
 from bdfast.errors import message
 from bdfast.ops.channels import compute_dtype
-from bdfast.ops.validation import FLOATING, HALF_OR_FLOAT
+from bdfast.ops.validation import FLOATING, HALF_OR_FLOAT, is_number
 
 WHOLE = -1  # the radius of a patch that is the whole image, in raw ops
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -111,7 +111,7 @@ def channel_value(
     """``value`` as raw ops take it: a number, or one a channel ``[C]`` of the dtype that is computed in."""
     if isinstance(value, Tensor):
         return 0.0, _channel_tensor(op, name, value, images)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(message(op, name, "a number or a tensor [C]", type(value).__name__, "pass one of these"))
     if value != value or value < lowest or (finite and math.isinf(value)):
         kind = "a finite number" if finite else "a number"

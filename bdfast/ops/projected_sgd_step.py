@@ -19,7 +19,7 @@ Bytes moved a weight: 32 with ``distances`` carried from step to step (5 reads, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_cuda
 from bdfast.backends.registry import always
 from bdfast.errors import message
+from bdfast.ops.validation import check_number
 
 NAME = "projected_sgd_step_"
 
@@ -79,7 +80,10 @@ def projected_sgd_step_(
         >>> w, w.norm()
         (tensor([4.0584, 2.9205]), tensor(5.))
     """
-    lists = [list(tensors) for tensors in (weights, anchors, grads, momentum_buffers)]
+    lists = [
+        _check_list(name, tensors)
+        for name, tensors in zip(LISTS, (weights, anchors, grads, momentum_buffers), strict=True)
+    ]
     _check_lists(*lists)
     _check_scalars(lr, momentum, distance_weight, lists[0])
     _check_state("norms", norms, lists[0])
@@ -231,6 +235,12 @@ STEP = Op(
 LISTS = ("weights", "anchors", "grads", "momentum_buffers")
 
 
+def _check_list(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Iterable):
+        raise TypeError(message(NAME, name, "a list of tensors", type(tensors).__name__, "pass one tensor a layer"))
+    return list(tensors)
+
+
 def _check_lists(weights: list[Tensor], *others: list[Tensor]) -> None:
     for name, tensors in zip(LISTS[1:], others, strict=True):
         if len(tensors) != len(weights):
@@ -295,12 +305,17 @@ def _check_state(name: str, state: Tensor, weights: list[Tensor]) -> None:
 def _check_scalars(lr: float | Tensor, momentum: float, distance_weight: float, weights: list[Tensor]) -> None:
     if isinstance(lr, Tensor):
         device = weights[0].device if weights else lr.device
-        if lr.dim() != 0 or lr.dtype != torch.float32 or lr.device != device:
+        dtypes = (torch.float32, weights[0].dtype if weights else torch.float64)
+        if lr.dim() != 0 or lr.dtype not in dtypes or lr.device != device:
             expected = f"a float, or a 0-dim float32 tensor on {device}"
             got = f"{lr.dtype} {list(lr.shape)} on {lr.device}"
             raise ValueError(message(NAME, "lr", expected, got, "use torch.tensor(0.01, device=...)"))
-    elif not 0.0 <= lr < math.inf:
-        raise ValueError(message(NAME, "lr", "a finite number >= 0", str(lr), "correct it"))
+    else:
+        check_number(NAME, "lr", lr, "pass a float or a 0-dim float32 tensor")
+        if not 0.0 <= lr < math.inf:
+            raise ValueError(message(NAME, "lr", "a finite number >= 0", str(lr), "correct it"))
+    check_number(NAME, "momentum", momentum)
+    check_number(NAME, "distance_weight", distance_weight)
     if not 0.0 <= momentum < 1.0:
         raise ValueError(message(NAME, "momentum", "a number in [0, 1)", str(momentum), "correct it"))
     if not 0.0 <= distance_weight < math.inf:

@@ -24,7 +24,7 @@ from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
 from bdfast.ops.rows import DTYPE_CODE
-from bdfast.ops.validation import HALF_OR_FLOAT, check_floating
+from bdfast.ops.validation import HALF_OR_FLOAT, check_floating, is_number
 
 NAME = "scale_to_ball_"
 
@@ -138,7 +138,7 @@ def _radius(radius: float | Tensor, perturbation: Tensor) -> tuple[float, Tensor
             expected = f"the device of perturbation, {perturbation.device}"
             raise ValueError(message(NAME, "radius", expected, str(radius.device), "move it there"))
         return 0.0, radius.detach().to(ch.compute_dtype(perturbation)).expand(images).contiguous()
-    if isinstance(radius, bool) or not isinstance(radius, (int, float)):
+    if not is_number(radius):
         raise TypeError(message(NAME, "radius", "a number or a tensor [N]", type(radius).__name__, "pass one of these"))
     if not 0.0 <= radius < math.inf:
         raise ValueError(message(NAME, "radius", "a finite number >= 0", str(radius), "correct it"))

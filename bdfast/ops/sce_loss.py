@@ -65,7 +65,7 @@ def sce_loss(
         bit-identical.
 
     Raises:
-        TypeError: a dtype is not supported.
+        TypeError: a dtype is not supported, or a weight is no number.
         ValueError: shapes, weights or an option are wrong.
         LabelRangeError: a label lies outside ``[0, C)``.
 
@@ -329,6 +329,9 @@ CLAMPED_BACKWARD = Op(
 
 
 def _check_weights(alpha: float, beta: float, log_zero: float, clamp: float | None) -> None:
+    for name, value in (("alpha", alpha), ("beta", beta), ("log_zero", log_zero), ("clamp", clamp)):
+        if value is not None or name != "clamp":
+            validation.check_number(NAME, name, value)  # type: ignore[arg-type]
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0.0 <= value < math.inf:
             raise ValueError(message(NAME, name, "a finite weight >= 0", str(value), "correct it"))

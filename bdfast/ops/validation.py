@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -51,6 +54,17 @@ def check_target(op: str, target: Tensor, rows: Tensor, rows_name: str = "logits
         raise ValueError(
             message(op, name, f"the device of {rows_name}, {rows.device}", str(target.device), "move it there")
         )
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a real number: Python's and numpy's, no bool, and no tensor, which may be on a GPU."""
+    return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
+
+
+def check_number(op: str, name: str, value: float, remedy: str = "pass one") -> None:
+    """``value`` is a real number; its range is for the caller to check."""
+    if not is_number(value):
+        raise TypeError(message(op, name, "a number", type(value).__name__, remedy))
 
 
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -25,8 +25,8 @@ _OPS: dict[str, Op] = {}
 CanRun = Callable[[Any], str | None]
 
 
-class BackendUnavailableError(RuntimeError):
-    """A backend was named that cannot run on these inputs; the message is its reason."""
+class BackendUnavailableError(RuntimeError, ValueError):
+    """The backend that `backend` names cannot run on these inputs; the message is its reason."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def masked_pgd_step_(
 
     Raises:
         TypeError: wrong types or dtypes.
-        ValueError: shapes, devices or numbers are wrong, or ``x_adv`` shares elements.
+        ValueError: shapes, devices or numbers are wrong, or ``x_adv`` shares memory.
 
     Example:
         >>> import torch, bdfast
@@ -120,6 +120,7 @@ def reference(
     uppers: Tensor | None,  # [C]
 ) -> None:
     """The step of the whole image, kept inside the patch."""
+    _check_memory(x_adv, x, grad)
     old, x0 = x_adv.to(compute_dtype(x)), x.to(compute_dtype(x))
     sign = (grad > 0).to(old.dtype) - (grad < 0).to(old.dtype)
     ball = patches.per_channel(eps, epsilons, x)
@@ -138,6 +139,7 @@ def _addresses(
     lower: float, upper: float, step_sizes: Tensor | None, epsilons: Tensor | None, lowers: Tensor | None,
     uppers: Tensor | None,
 ) -> tuple[Any, ...]:  # fmt: skip
+    _check_memory(x_adv, x, grad)
     return (
         x_adv.data_ptr(), x.data_ptr(), grad.data_ptr(), DTYPE_CODE[x_adv.dtype], x_adv.shape,
         x_adv.stride(), x.stride(), grad.stride(), radius, patches.address_of_centers(centers),
@@ -183,9 +185,15 @@ def _check_tensors(x_adv: Tensor, x: Tensor, grad: Tensor) -> None:
     patches.check_images(NAME, x_adv, "x_adv")
     patches.check_alike(NAME, x, "x", x_adv, "x_adv")
     patches.check_alike(NAME, grad, "grad", x_adv, "x_adv")
-    if x_adv is x or x_adv is grad:
-        name = "x" if x_adv is x else "grad"
-        raise ValueError(message(NAME, name, "a tensor other than x_adv", "x_adv", "start from x.clone()"))
     if not x_adv.is_contiguous() and any(s == 0 < n - 1 for s, n in zip(x_adv.stride(), x_adv.shape, strict=True)):
         expected = "memory of its own for every element"
         raise ValueError(message(NAME, "x_adv", expected, "an expanded tensor", "pass x_adv.clone()"))
+
+
+def _check_memory(x_adv: Tensor, x: Tensor, grad: Tensor) -> None:
+    """``x_adv`` is no view of the others; where the kernels are called, since tracing has no addresses."""
+    for name, tensor in (("x", x), ("grad", grad)):
+        if tensor.data_ptr() == x_adv.data_ptr() and x_adv.numel() > 0:
+            raise ValueError(
+                message(NAME, name, "memory other than that of x_adv", "x_adv or a view", "start from x.clone()")
+            )

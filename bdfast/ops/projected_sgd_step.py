@@ -70,7 +70,8 @@ def projected_sgd_step_(
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: lengths, shapes, devices or scalars are wrong, or tensors overlap.
+        ValueError: lengths, shapes, devices or scalars are wrong, or a weight or momentum buffer shares its
+            memory with another tensor.
 
     Example:
         >>> import torch, bdfast
@@ -113,6 +114,7 @@ def reference(
     distances: Tensor | None,  # [L]
 ) -> None:
     """The update layer by layer; norms and distances in float64."""
+    _check_memory(weights, anchors, grads, momentum_buffers)
     rate = lr if lr_tensor is None else lr_tensor
     for j, (w, w0, g, v) in enumerate(zip(weights, anchors, grads, momentum_buffers, strict=True)):
         d = _distance(w, w0)
@@ -155,6 +157,7 @@ def _on_dense_tensors(
     *scalars: Any,
 ) -> None:
     """Call ``run`` with tensors of equal dense layout; copies are made, and written back, only where layouts differ."""
+    _check_memory(weights, anchors, grads, momentum_buffers)
     layers = enumerate(zip(weights, anchors, grads, momentum_buffers, strict=True))
     copied = [j for j, layer in layers if not _alike(*layer)]
     if not copied:
@@ -287,6 +290,26 @@ def _check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
         raise TypeError(message(NAME, name, f"{weight.dtype} like its weight", str(tensor.dtype), "convert it"))
     if tensor.device != weight.device:
         raise ValueError(message(NAME, name, f"device {weight.device}", str(tensor.device), "move it to its weight"))
+
+
+def _check_memory(*lists: list[Tensor]) -> None:
+    """What is changed shares no memory: anchors that are views of their weights would never be left.
+
+    Where the kernels are called, since tracing has no addresses. Compares where tensors begin.
+    """
+    weights, anchors, grads, momentum_buffers = (_addresses(tensors) for tensors in lists)
+    changed, read = {*weights, *momentum_buffers}, {*anchors, *grads}
+    if len(changed) == 2 * len(weights) and changed.isdisjoint(read):
+        return
+    seen = {
+        address: f"{name}[{j}]" for name, of in (("anchors", anchors), ("grads", grads)) for j, address in enumerate(of)
+    }
+    for name, of, tensors in (("weights", weights, lists[0]), ("momentum_buffers", momentum_buffers, lists[3])):
+        for j, address in enumerate(of):
+            if tensors[j].numel() > 0 and address in seen:
+                expected, got = "memory of its own", f"the memory of {seen[address]}"
+                raise ValueError(message(NAME, f"{name}[{j}]", expected, got, "clone one of them"))
+            seen[address] = f"{name}[{j}]"
 
 
 def _check_state(name: str, state: Tensor, weights: list[Tensor]) -> None:

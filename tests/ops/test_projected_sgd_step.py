@@ -220,6 +220,31 @@ def test_errors_name_the_argument_and_change_nothing(change: dict[str, Any], err
     assert torch.equal(s["weights"][0], before)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("changed", "other"), [("weights", "anchors"), ("weights", "momentum_buffers"), ("momentum_buffers", "grads")]
+)
+def test_shared_memory_is_refused(changed: str, other: str, backend: str) -> None:
+    """Anchors made by ``detach()`` follow their weights: the distance would stay 0."""
+    s = state()
+    s[other] = [s[changed][0].detach()]
+    before = s[changed][0].clone()
+    with pytest.raises(ValueError, match=r"expected memory of its own, got the memory of .*\[0\]; clone one"):
+        projected_sgd_step_(**s, backend=backend)
+    assert torch.equal(s[changed][0], before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_without_weights_and_shared_gradients_are_allowed(backend: str) -> None:
+    zeros = torch.zeros(3)
+    layers = [torch.ones(3), torch.ones(3) * 2, torch.ones(0)]
+    projected_sgd_step_(
+        layers, [-w for w in layers], [zeros, zeros, zeros[:0]], [torch.zeros_like(w) for w in layers],
+        lr=0.1, momentum=0.9, distance_weight=0.1, norms=torch.ones(3), backend=backend,
+    )  # fmt: skip
+    assert layers[0].norm() == pytest.approx(1.0)
+
+
 def test_half_precision_weights_are_refused() -> None:
     s = {k: [t.half() for t in v] if isinstance(v, list) else v for k, v in state().items()}
     with pytest.raises(TypeError, match="keep float32 master weights"):

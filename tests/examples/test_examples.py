@@ -68,3 +68,14 @@ def test_new_op() -> None:
     assert done.stdout.count(", 0 mismatches") + done.stdout.count("left out: ") == 2  # Triton's, if it runs
     assert done.stdout.count("schema, fake kernel and dispatch agree") == 2
     assert "gradcheck True" in done.stdout
+
+
+def test_suspicious_record(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="activation bounds are kept under `bdfast`"):
+        lines = run("suspicious_record.py", capsys).splitlines()
+    assert lines[0] == "digits_cnn: 140 of 1400 images poisoned"
+    before, after = percentages(lines[1]), percentages(lines[2])
+    assert before[1] > 95
+    assert after[1] < 20
+    assert after[0] > before[0] - 8
+    assert lines[3:] == ["left in record/badnet_0_1/defense/pad_ft", "refused: code"]

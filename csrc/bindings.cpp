@@ -136,24 +136,21 @@ void kl_divergence_bwd(uintptr_t logits_p, uintptr_t logits_q, int dtype, int64_
                    pointer<const float>(stats), pointer<void>(grad_p), pointer<void>(grad_q));
 }
 
-using Addresses = std::vector<uintptr_t>;
+using Layers = std::vector<std::array<uintptr_t, 5>>;  // addresses of W, W0, G and V, and the number of their elements
 
-std::vector<ProjectedSgdSegment> make_segments(const Addresses& weights, const Addresses& anchors,
-                                               const Addresses& grads, const Addresses& momentum_buffers,
-                                               const std::vector<int64_t>& numels) {
+std::vector<ProjectedSgdSegment> make_segments(const Layers& layers) {
   std::vector<ProjectedSgdSegment> segments;
-  segments.reserve(weights.size());
-  for (size_t s = 0; s < weights.size(); ++s) {
-    segments.push_back({pointer<float>(weights[s]), pointer<const float>(anchors[s]), pointer<const float>(grads[s]),
-                        pointer<float>(momentum_buffers[s]), numels[s]});
+  segments.reserve(layers.size());
+  for (const auto& [weight, anchor, grad, momentum, numel] : layers) {
+    segments.push_back({pointer<float>(weight), pointer<const float>(anchor), pointer<const float>(grad),
+                        pointer<float>(momentum), static_cast<int64_t>(numel)});
   }
   return segments;
 }
 
-void projected_sgd_step(const Addresses& weights, const Addresses& anchors, const Addresses& grads,
-                        const Addresses& momentum_buffers, const std::vector<int64_t>& numels, float lr, float momentum,
-                        float distance_weight, uintptr_t norms, uintptr_t distances) {
-  const auto segments = make_segments(weights, anchors, grads, momentum_buffers, numels);
+void projected_sgd_step(const Layers& layers, float lr, float momentum, float distance_weight, uintptr_t norms,
+                        uintptr_t distances) {
+  const auto segments = make_segments(layers);
   const ProjectedSgdScalars scalars{lr, momentum, distance_weight};
   BDFAST_CALL_BEST(projected_sgd_step, segments.data(), static_cast<int64_t>(segments.size()), scalars,
                    pointer<const float>(norms), pointer<float>(distances));
@@ -318,11 +315,10 @@ int64_t projected_sgd_step_scratch_of(const std::vector<int64_t>& numels) {
   return projected_sgd_step_scratch(numels.data(), static_cast<int64_t>(numels.size()));
 }
 
-void projected_sgd_step_on_gpu(const Addresses& weights, const Addresses& anchors, const Addresses& grads,
-                               const Addresses& momentum_buffers, const std::vector<int64_t>& numels, float lr,
-                               uintptr_t lr_pointer, float momentum, float distance_weight, uintptr_t norms,
-                               uintptr_t distances, uintptr_t scratch, uintptr_t stream) {
-  const auto segments = make_segments(weights, anchors, grads, momentum_buffers, numels);
+void projected_sgd_step_on_gpu(const Layers& layers, float lr, uintptr_t lr_pointer, float momentum,
+                               float distance_weight, uintptr_t norms, uintptr_t distances, uintptr_t scratch,
+                               uintptr_t stream) {
+  const auto segments = make_segments(layers);
   const ProjectedSgdScalars scalars{lr, momentum, distance_weight};
   projected_sgd_step_cuda(segments.data(), static_cast<int64_t>(segments.size()), scalars,
                           pointer<const float>(lr_pointer), pointer<const float>(norms), pointer<float>(distances),

@@ -54,7 +54,7 @@ class Op:
         public: name of the function in :mod:`bdfast.ops` that users call.
         schema: without the name; its last argument is ``str backend``.
         fake: shape and dtype function for tracing; takes all arguments of the schema.
-        key: the tensor among the arguments whose device and dtype decide the backend.
+        key: takes all arguments of the schema; the tensor among them whose device and dtype decide the backend.
         implementations: in the measured order of preference; the last is the reference.
     """
 
@@ -82,24 +82,27 @@ class Op:
 
         The dispatcher costs 5 us a call from Python, as much as a kernel on a CIFAR-10 batch of logits.
         """
-        if torch.compiler.is_compiling() or not _is_plain(self.key(*arguments[:-1])):
+        key = self.key(*arguments)
+        if torch.compiler.is_compiling() or not _is_plain(key):
             return self.call(*arguments)
-        return self._entry(*arguments)
+        return self._run(key, *arguments)
 
     def _entry(self, *arguments: Any) -> Any:
-        *inputs, wish = arguments
-        result = self.choose(wish, self.key(*inputs)).function(*inputs)
+        return self._run(self.key(*arguments), *arguments)
+
+    def _run(self, key: Tensor, *arguments: Any) -> Any:
+        inputs = arguments[:-1]
+        result = self.choose(arguments[-1], key).function(*inputs)
         if self._mutated:
             self._increment_versions(inputs)
         return result
 
-    def _increment_versions(self, inputs: list[Any]) -> None:
+    def _increment_versions(self, inputs: tuple[Any, ...]) -> None:
         """Writes through raw pointers are news to autograd: a backward through the old values must raise."""
-        changed: list[Tensor] = []
         for i in self._mutated:
-            argument = inputs[i]
-            changed += argument if isinstance(argument, list) else () if argument is None else (argument,)
-        torch.autograd.graph.increment_version([t for t in changed if not t.is_inference()])
+            changed = inputs[i]
+            if changed is not None:
+                torch.autograd.graph.increment_version(changed)  # passes over inference tensors
 
     def choose(self, wish: str, key: Any) -> Implementation:
         """The implementation that runs for this key tensor.
@@ -131,6 +134,9 @@ class Op:
 
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -138,9 +144,9 @@ def _is_plain(tensor: Tensor) -> bool:
     return (
         type(tensor) in _PLAIN_TYPES
         and (tensor.is_cpu or tensor.is_cuda)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
+        and _dispatch_modes() == 0
+        and not _transforms_active()
+        and _tracing_state() is None
     )
 
 

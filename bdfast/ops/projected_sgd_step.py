@@ -33,6 +33,7 @@ from bdfast.errors import message
 from bdfast.ops.validation import check_number
 
 NAME = "projected_sgd_step_"
+Layer = tuple[int, int, int, int, int]  # addresses of W, W0, G and V, and the number of their elements
 
 
 def projected_sgd_step_(
@@ -81,10 +82,12 @@ def projected_sgd_step_(
         >>> w, w.norm()
         (tensor([4.0584, 2.9205]), tensor(5.))
     """
-    lists = [
-        _check_list(name, tensors)
-        for name, tensors in zip(LISTS, (weights, anchors, grads, momentum_buffers), strict=True)
-    ]
+    lists = (
+        _check_list("weights", weights),
+        _check_list("anchors", anchors),
+        _check_list("grads", grads),
+        _check_list("momentum_buffers", momentum_buffers),
+    )
     _check_lists(*lists)
     _check_scalars(lr, momentum, distance_weight, lists[0])
     _check_state("norms", norms, lists[0])
@@ -114,7 +117,7 @@ def reference(
     distances: Tensor | None,  # [L]
 ) -> None:
     """The update layer by layer; norms and distances in float64."""
-    _check_memory(weights, anchors, grads, momentum_buffers)
+    _check_memory(_layers(weights, anchors, grads, momentum_buffers))
     rate = lr if lr_tensor is None else lr_tensor
     for j, (w, w0, g, v) in enumerate(zip(weights, anchors, grads, momentum_buffers, strict=True)):
         d = _distance(w, w0)
@@ -148,6 +151,16 @@ def _alike(w: Tensor, w0: Tensor, g: Tensor, v: Tensor) -> bool:
     return channels_last and w0.stride() == g.stride() == v.stride() == w.stride()
 
 
+def _layers(
+    weights: list[Tensor], anchors: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor]
+) -> list[Layer]:
+    return list(map(_layer, weights, anchors, grads, momentum_buffers))
+
+
+def _layer(w: Tensor, w0: Tensor, g: Tensor, v: Tensor) -> Layer:
+    return w.data_ptr(), w0.data_ptr(), g.data_ptr(), v.data_ptr(), w.numel()
+
+
 def _on_dense_tensors(
     run: Any,
     weights: list[Tensor],
@@ -157,56 +170,47 @@ def _on_dense_tensors(
     *scalars: Any,
 ) -> None:
     """Call ``run`` with tensors of equal dense layout; copies are made, and written back, only where layouts differ."""
-    _check_memory(weights, anchors, grads, momentum_buffers)
-    layers = enumerate(zip(weights, anchors, grads, momentum_buffers, strict=True))
-    copied = [j for j, layer in layers if not _alike(*layer)]
-    if not copied:
-        run(weights, anchors, grads, momentum_buffers, *scalars)
+    layers = _layers(weights, anchors, grads, momentum_buffers)
+    _check_memory(layers)
+    if all(map(_alike, weights, anchors, grads, momentum_buffers)):
+        run(weights[0], layers, *scalars)
         return
     w, w0, g, v = list(weights), list(anchors), list(grads), list(momentum_buffers)
-    for j in copied:
-        w[j], w0[j], g[j], v[j] = (t.contiguous() for t in (w[j], w0[j], g[j], v[j]))
-    run(w, w0, g, v, *scalars)
-    for j in copied:
-        if w[j] is not weights[j]:
-            weights[j].copy_(w[j])
-        if v[j] is not momentum_buffers[j]:
-            momentum_buffers[j].copy_(v[j])
-
-
-def _addresses(tensors: list[Tensor]) -> list[int]:
-    return [t.data_ptr() for t in tensors]
+    for j, layer in enumerate(zip(weights, anchors, grads, momentum_buffers, strict=True)):
+        if not _alike(*layer):
+            w[j], w0[j], g[j], v[j] = (t.contiguous() for t in layer)
+    run(weights[0], _layers(w, w0, g, v), *scalars)
+    for given, dense in zip((*weights, *momentum_buffers), (*w, *v), strict=True):
+        if dense is not given:
+            given.copy_(dense)
 
 
 def _cpp_dense(
-    weights: list[Tensor], anchors: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], lr: float,
-    lr_tensor: Tensor | None, momentum: float, distance_weight: float, norms: Tensor, distances: Tensor | None,
+    _: Tensor, layers: list[Layer], lr: float, lr_tensor: Tensor | None, momentum: float, distance_weight: float,
+    norms: Tensor, distances: Tensor | None,
 ) -> None:  # fmt: skip
     norms = norms.contiguous()
     state = None if distances is None else distances.contiguous()
     native().projected_sgd_step(
-        _addresses(weights), _addresses(anchors), _addresses(grads), _addresses(momentum_buffers),
-        [w.numel() for w in weights], lr if lr_tensor is None else lr_tensor.item(), momentum, distance_weight,
-        norms.data_ptr(), 0 if state is None else state.data_ptr(),
+        layers, lr if lr_tensor is None else lr_tensor.item(), momentum, distance_weight, norms.data_ptr(),
+        0 if state is None else state.data_ptr(),
     )  # fmt: skip
     if distances is not None and state is not None and state is not distances:
         distances.copy_(state)
 
 
 def _cuda_dense(
-    weights: list[Tensor], anchors: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], lr: float,
-    lr_tensor: Tensor | None, momentum: float, distance_weight: float, norms: Tensor, distances: Tensor | None,
+    weight: Tensor, layers: list[Layer], lr: float, lr_tensor: Tensor | None, momentum: float, distance_weight: float,
+    norms: Tensor, distances: Tensor | None,
 ) -> None:  # fmt: skip
     norms = norms.contiguous()
     state = None if distances is None else distances.contiguous()
-    numels = [w.numel() for w in weights]
-    device = weights[0].device
-    with torch.cuda.device(device):
+    with torch.cuda.device(weight.device):
         # Partial sums of the blocks: scratch from torch's allocator, so that CUDA graphs can capture the call.
-        scratch = torch.empty(native().projected_sgd_step_scratch(numels), dtype=torch.float64, device=device)
+        doubles = native().projected_sgd_step_scratch([numel for *_, numel in layers])
+        scratch = torch.empty(doubles, dtype=torch.float64, device=weight.device)
         native().projected_sgd_step_cuda(
-            _addresses(weights), _addresses(anchors), _addresses(grads), _addresses(momentum_buffers), numels,
-            lr, 0 if lr_tensor is None else lr_tensor.data_ptr(), momentum, distance_weight, norms.data_ptr(),
+            layers, lr, 0 if lr_tensor is None else lr_tensor.data_ptr(), momentum, distance_weight, norms.data_ptr(),
             0 if state is None else state.data_ptr(), scratch.data_ptr(), torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
     if distances is not None and state is not None and state is not distances:
@@ -236,44 +240,48 @@ STEP = Op(
 
 
 LISTS = ("weights", "anchors", "grads", "momentum_buffers")
+DTYPES = (torch.float32, torch.float64)
 
 
 def _check_list(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(tensors, list):
+        return tensors
     if isinstance(tensors, Tensor) or not isinstance(tensors, Iterable):
         raise TypeError(message(NAME, name, "a list of tensors", type(tensors).__name__, "pass one tensor a layer"))
     return list(tensors)
 
 
-def _check_lists(weights: list[Tensor], *others: list[Tensor]) -> None:
-    for name, tensors in zip(LISTS[1:], others, strict=True):
-        if len(tensors) != len(weights):
-            expected = f"{len(weights)} tensors, one a weight"
-            raise ValueError(message(NAME, name, expected, str(len(tensors)), "pass lists of one length"))
-    for j, layer in enumerate(zip(weights, *others, strict=True)):
-        if not _match(*layer):  # the errors are worked out only where there is one
+def _check_lists(
+    weights: list[Tensor], anchors: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor]
+) -> None:
+    lists = (weights, anchors, grads, momentum_buffers)
+    if not len(anchors) == len(grads) == len(momentum_buffers) == len(weights):
+        name, tensors = next((n, t) for n, t in zip(LISTS, lists, strict=True) if len(t) != len(weights))
+        expected = f"{len(weights)} tensors, one a weight"
+        raise ValueError(message(NAME, name, expected, str(len(tensors)), "pass lists of one length"))
+    if not all(map(_match, *lists)):  # the errors are worked out only where there is one
+        for j, layer in enumerate(zip(*lists, strict=True)):
             for name, tensor in zip(LISTS, layer, strict=True):
                 _check_tensor(f"{name}[{j}]", tensor, layer[0])
-    if weights and weights[0].dtype not in (torch.float32, torch.float64):
+    if weights and weights[0].dtype not in DTYPES:
         remedy = "keep float32 master weights and cast after"
         raise TypeError(message(NAME, "weights[0]", "float32", str(weights[0].dtype), remedy))
-    for j, weight in enumerate(weights[1:], start=1):
-        if weight.dtype != weights[0].dtype or weight.device != weights[0].device:
-            expected = f"{weights[0].dtype} on {weights[0].device} like weights[0]"
-            got, remedy = (
-                f"{weight.dtype} on {weight.device}",
-                "step the groups of one device and dtype in one call each",
-            )
+    for j in range(1, len(weights)):
+        first, weight = weights[0], weights[j]
+        if weight.dtype != first.dtype or weight.device != first.device:
+            expected = f"{first.dtype} on {first.device} like weights[0]"
+            got = f"{weight.dtype} on {weight.device}"
+            remedy = "step the groups of one device and dtype in one call each"
             raise ValueError(message(NAME, f"weights[{j}]", expected, got, remedy))
 
 
 def _match(w: Tensor, w0: Tensor, g: Tensor, v: Tensor) -> bool:
     if not (isinstance(w, Tensor) and isinstance(w0, Tensor) and isinstance(g, Tensor) and isinstance(v, Tensor)):
         return False
-    shape, dtype, device = w.shape, w.dtype, w.device
     return (
-        w0.shape == g.shape == v.shape == shape
-        and w0.dtype is g.dtype is v.dtype is dtype
-        and w0.device == g.device == v.device == device
+        w0.shape == g.shape == v.shape == w.shape
+        and w0.dtype is g.dtype is v.dtype is w.dtype
+        and ((w0.is_cpu and g.is_cpu and v.is_cpu and w.is_cpu) or w0.device == g.device == v.device == w.device)
     )
 
 
@@ -292,21 +300,21 @@ def _check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
         raise ValueError(message(NAME, name, f"device {weight.device}", str(tensor.device), "move it to its weight"))
 
 
-def _check_memory(*lists: list[Tensor]) -> None:
+def _check_memory(layers: list[Layer]) -> None:
     """What is changed shares no memory: anchors that are views of their weights would never be left.
 
     Where the kernels are called, since tracing has no addresses. Compares where tensors begin.
     """
-    weights, anchors, grads, momentum_buffers = (_addresses(tensors) for tensors in lists)
-    changed, read = {*weights, *momentum_buffers}, {*anchors, *grads}
-    if len(changed) == 2 * len(weights) and changed.isdisjoint(read):
+    weights, anchors, grads, momentum_buffers, numels = zip(*layers, strict=True)
+    changed = {*weights, *momentum_buffers}
+    if len(changed) == 2 * len(layers) and changed.isdisjoint(anchors) and changed.isdisjoint(grads):
         return
     seen = {
         address: f"{name}[{j}]" for name, of in (("anchors", anchors), ("grads", grads)) for j, address in enumerate(of)
     }
-    for name, of, tensors in (("weights", weights, lists[0]), ("momentum_buffers", momentum_buffers, lists[3])):
+    for name, of in (("weights", weights), ("momentum_buffers", momentum_buffers)):
         for j, address in enumerate(of):
-            if tensors[j].numel() > 0 and address in seen:
+            if numels[j] > 0 and address in seen:
                 expected, got = "memory of its own", f"the memory of {seen[address]}"
                 raise ValueError(message(NAME, f"{name}[{j}]", expected, got, "clone one of them"))
             seen[address] = f"{name}[{j}]"

@@ -63,7 +63,7 @@ def is_number(value: Any) -> bool:
 
 def check_number(op: str, name: str, value: float, remedy: str = "pass one") -> None:
     """``value`` is a real number; its range is for the caller to check."""
-    if not is_number(value):
+    if type(value) is not float and not is_number(value):  # the first of the two is quick, and most often enough
         raise TypeError(message(op, name, "a number", type(value).__name__, remedy))
 
 

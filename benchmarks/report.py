@@ -1,17 +1,19 @@
 # ruff: noqa: E402  (the path comes first)
-"""Writes the tables of the documentation, and a plot, from the committed result files.
+"""Writes the tables and pictures of the documentation from the committed result files.
 
-    python benchmarks/report.py            rewrites what stands between the markers of README.md and docs
-    python benchmarks/report.py --check    changes nothing; exit code 1 where a table or the plot is stale
+    python benchmarks/report.py            rewrites what stands between the markers of README.md and docs, and pictures
+    python benchmarks/report.py --check    changes nothing; exit code 1 where a table or a picture is stale
 
-A table stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``; names are demo, cpu-ops, gpu-ops,
-gpu-end-to-end and digits. Each shows the newest result file of its kind, by date; the demo's is results/demo/demo.json.
+A table stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``. Names: demo, digits; cpu-ops and gpu-ops, one
+or two cases an op, and cpu-ops-full and gpu-ops-full; gpu-end-to-end; kernels, what they compile to; predictions.
+Each shows the newest result file of its kind, by date; the demo's is results/demo/demo.json, that of kernels
+tools/kernel_table.json.
+Pictures are those of benchmarks/pictures.py; one that has nothing to show is not there.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import statistics
@@ -26,16 +28,13 @@ if not __package__:  # run as a file: the folder of this script is on the path, 
 
 from bdfast.testing import rows
 from bdfast.testing.tables import Cell, Table, markdown_table
+from benchmarks.pictures import PICTURES, Results, first_dtypes, telling
 from benchmarks.stages import CHECKS, stages
+from tools import kernel_table
 
 RESULTS = ROOT / "benchmarks" / "results"
-PLOT = RESULTS / "speed.png"
 BLOCK = re.compile(r"(<!-- begin:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end:(?P=name) -->)", re.DOTALL)
 BEGIN = re.compile(r"<!-- begin:([\w-]+) -->")
-SOURCE = "Source"  # key of the PNG's text chunk that says which results it shows
-
-Results = dict[str, dict[str, Any]]
-"""The newest result of each kind: cpu, gpu, digits, demo."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--plot", type=Path, default=PLOT)
+    parser.add_argument("--pictures", type=Path, help="their folder (that of the results)")
     parser.add_argument("files", nargs="*", type=Path, help="README.md, benchmarks/README.md and docs unless given")
     arguments = parser.parse_args(argv)
     results = newest(arguments.results)
@@ -60,10 +59,12 @@ def main(argv: list[str] | None = None) -> int:
             stale.append(path)
             if not arguments.check:
                 path.write_text(fresh, encoding="utf-8")
-    if plotted(arguments.plot) != digest(results):
-        stale.append(arguments.plot)
-        if not arguments.check:
-            plot(results, arguments.plot)
+    for name, picture in PICTURES.items():
+        path = (arguments.pictures or arguments.results) / name
+        if not picture.is_fresh(results, path):
+            stale.append(path)
+            if not arguments.check:
+                picture.write(results, path)
     for path in stale:
         print(f"{'stale' if arguments.check else 'wrote'} {path}")
     return int(arguments.check and bool(stale))
@@ -71,9 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def documents() -> list[Path]:
     """Every Markdown file that may hold a table."""
-    return [path for path in (ROOT / "README.md", ROOT / "benchmarks/README.md") if path.exists()] + sorted(
-        (ROOT / "docs").rglob("*.md")
-    )
+    return [path for path in map(ROOT.joinpath, FILES) if path.exists()] + sorted((ROOT / "docs").rglob("*.md"))
 
 
 def newest(folder: Path) -> Results:
@@ -81,8 +80,10 @@ def newest(folder: Path) -> Results:
     found: Results = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
+        if not result.get("complete"):
+            continue
         kind, date = result["kind"], result["environment"]["date"]
-        if result["complete"] and (kind not in found or date > found[kind]["environment"]["date"]):
+        if kind not in found or date > found[kind]["environment"]["date"]:
             found[kind] = {**result, "file": path.name}
     demo_file = folder / "demo" / "demo.json"
     if demo_file.exists():
@@ -111,6 +112,14 @@ def fill(text: str, results: Results) -> str:
 
 
 def cpu_ops(results: Results) -> str:
+    """The telling cases, with glibc's default allocator."""
+    if "cpu" not in results:
+        return NOT_MEASURED
+    table = rows.table(telling(results["cpu"]["heaps"]["default"]))
+    return f"{markdown_table(without(table, 'dtype', 'GB/s'))}\n\n{origin(results['cpu'])}"
+
+
+def cpu_ops_full(results: Results) -> str:
     """Both heaps, each case in its first dtype."""
     if "cpu" not in results:
         return NOT_MEASURED
@@ -124,12 +133,49 @@ def cpu_ops(results: Results) -> str:
 
 
 def gpu_ops(results: Results) -> str:
+    """The telling cases."""
+    return _gpu_ops(results, telling, ("dtype", "graph us", "graph vs eager", "graph vs compile"))
+
+
+def gpu_ops_full(results: Results) -> str:
     """Each case in its first dtype."""
+    return _gpu_ops(results, first_dtypes, ())
+
+
+def _gpu_ops(results: Results, choose: Callable[..., list[dict[str, Any]]], left: Sequence[str]) -> str:
     measured = results.get("gpu", {}).get("stages", {}).get("ops", {}).get("result")
     if not measured:
         return NOT_MEASURED
-    table = stages()["ops"].table({**measured, "records": first_dtypes(measured["records"])})
-    return f"{markdown_table(table)}\n\n{origin(results['gpu'])}"
+    table = stages()["ops"].table({**measured, "records": choose(measured["records"])})
+    return f"{markdown_table(without(table, *left))}\n\n{origin(results['gpu'])}"
+
+
+def predictions(results: Results) -> str:
+    """The least time that a GPU of :data:`PREDICTED_BYTES_PER_SECOND` needs, and what one took."""
+    stage = results.get("gpu", {}).get("stages", {}).get("ops", {}).get("result") or {"records": []}
+    timed = [r for r in first_dtypes(stage["records"]) if r.get("modes", {}).get("plain")]
+    measured = {(r["op"], r["case"]): r["modes"].get("graph") or r["modes"]["plain"] for r in timed}
+    cpu = telling(results["cpu"]["heaps"]["default"]) if "cpu" in results else []
+    sizes = {(r["op"], r["case"]): r["bytes"] for r in (*cpu, *telling(timed)) if "bytes" in r}
+    lines: list[list[Cell]] = []
+    for (op, case), size in sorted(sizes.items()):
+        expected = 1e6 * max(size / PREDICTED_BYTES_PER_SECOND, LAUNCH_SECONDS)
+        figures = measured.get((op, case))
+        found: list[Cell] = ["not measured", ""]
+        if figures:
+            found = [figures["us"], f"{100 * figures['share_of_copy']:.0f} %"]
+        lines.append([op, case, size / 1e6, round(expected, 1), *found])
+    return markdown_table((("op", "case", "MB", "predicted us", "measured us", "of clone"), lines))
+
+
+def kernels(results: Results) -> str:
+    """Registers, stack and widths on one architecture; the file has all."""
+    if not kernel_table.TABLE.exists():
+        return "*Not compiled yet.*"
+    kept = json.loads(kernel_table.TABLE.read_text(encoding="utf-8"))
+    shown = {name: {arch: p for arch, p in by.items() if arch == ARCHITECTURE} for name, by in kept["kernels"].items()}
+    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    return f"{kernel_table.markdown({'kernels': shown})}\n{versions}; `tools/{kernel_table.TABLE.name}`"
 
 
 def gpu_end_to_end(results: Results) -> str:
@@ -198,12 +244,16 @@ def spread(values: Iterable[float]) -> str:
     return f"{mean:.1f} ({min(listed):.1f}-{max(listed):.1f})" if len(listed) > 1 else f"{mean:.1f}"
 
 
-def first_dtypes(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first record of each case; the other dtypes stay in the result file."""
-    first: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in records:
-        first.setdefault((record["op"], record["case"]), record)
-    return list(first.values())
+def without(table: Table, *names: str) -> Table:
+    """A table without the columns of these names.
+
+    Example:
+        >>> without((("a", "b"), [(1, 2)]), "a")
+        (['b'], [[2]])
+    """
+    header, lines = table
+    kept = [place for place, name in enumerate(header) if name not in names]
+    return [header[place] for place in kept], [[line[place] for place in kept] for line in lines]
 
 
 def origin(result: dict[str, Any]) -> str:
@@ -218,74 +268,22 @@ def origin(result: dict[str, Any]) -> str:
     )
 
 
-def plot(results: Results, path: Path) -> None:
-    """Bars: how many times as long eager PyTorch takes, op by op."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = speed_ups(results)
-    columns, bars = max(1, len(panels)), max([2, *map(len, panels.values())])
-    figure, axes = plt.subplots(1, columns, figsize=(6.4 * columns, 1.0 + 0.42 * bars), squeeze=False)
-    for axis, (title, ratios) in zip(axes[0], panels.items(), strict=False):
-        names, values = list(ratios), list(ratios.values())
-        axis.barh(names, values, color="#3465a4")
-        axis.axvline(1.0, color="black", linewidth=0.8)
-        axis.bar_label(axis.containers[0], fmt="%.1f", padding=2)
-        axis.margins(x=0.12)  # for the figures beside the bars
-        axis.invert_yaxis()
-        axis.set_xlabel("times as fast as eager PyTorch")
-        axis.set_title(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120, metadata={SOURCE: digest(results)})
-    plt.close(figure)
-
-
-def speed_ups(results: Results) -> dict[str, dict[str, float]]:
-    """Panel -> case -> ratio to eager."""
-    panels: dict[str, dict[str, float]] = {}
-    if "cpu" in results:
-        records = results["cpu"]["heaps"].get("default", [])
-        timed = [record for record in first_dtypes(records) if "eager" in record.get("ratios", {})]
-        panels["CPU"] = {_label(record): record["ratios"]["eager"] for record in timed}
-    measured = results.get("gpu", {}).get("stages", {}).get("ops", {}).get("result")
-    if measured:
-        timed = [record for record in first_dtypes(measured["records"]) if "modes" in record]
-        figures = {_label(record): record["modes"].get("graph", record["modes"]["plain"]) for record in timed}
-        panels[results["gpu"]["environment"]["gpu"]["name"]] = {
-            label: f["ratios"]["eager"] for label, f in figures.items() if "eager" in f["ratios"]
-        }
-    return panels
-
-
-def digest(results: Results) -> str:
-    """Of what the plot shows."""
-    return hashlib.sha256(json.dumps(speed_ups(results), sort_keys=True).encode()).hexdigest()
-
-
-def plotted(path: Path) -> str | None:
-    """The digest that a plot was made from; that of no result where there is no plot."""
-    if not path.exists():
-        return digest({})
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.info.get(SOURCE)
-
-
-def _label(record: dict[str, Any]) -> str:
-    return f"{record['op']}\n{record['case']}"
-
-
+ARCHITECTURE = "90"
+PREDICTED_BYTES_PER_SECOND = 0.85 * 4.8e12  # an H200's memory, and the share of it that a copy usually reaches
+LAUNCH_SECONDS = 2e-6  # of a kernel in a replayed graph
+FILES = ("README.md", "benchmarks/README.md", "benchmarks/NOTES.md")
 NOT_MEASURED = "*Not measured yet.*"
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "demo": demo,
     "cpu-ops": cpu_ops,
+    "cpu-ops-full": cpu_ops_full,
     "gpu-ops": gpu_ops,
+    "gpu-ops-full": gpu_ops_full,
     "gpu-end-to-end": gpu_end_to_end,
     "digits": digits,
+    "kernels": kernels,
+    "predictions": predictions,
 }
 
 

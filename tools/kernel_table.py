@@ -44,6 +44,9 @@ def main(arguments: list[str]) -> int:
     if options.markdown is not None:
         options.markdown.write_text(markdown(kept), encoding="utf-8")
         return 0
+    if not options.write and not TABLE.exists():
+        print(f"no {TABLE.name} yet: nothing to compare with; write it with python tools/kernel_table.py --write")
+        return 0
     cuobjdump, nvcc = disassembly.find_cuobjdump(), toolchain.find_nvcc()
     if cuobjdump is None or nvcc is None:
         print("no nvcc or no cuobjdump here: nothing is compiled")

@@ -100,8 +100,8 @@ def summary(moved: int, timings: Mapping[str, Mapping[str, Timing]]) -> dict[str
 
 def table(result: Result) -> Table:
     """A line a case: plain and replayed, with the ratios of each."""
-    header = ["op", "case", "dtype", "backend", "us", "vs eager", "vs compile", "graph us", "vs eager", "vs compile"]
-    header += ["wall us", "GB/s", "of copy", "kernels", "syncs"]
+    header = ["op", "case", "dtype", "backend", "us", "vs eager", "vs compile", "graph us"]
+    header += ["graph vs eager", "graph vs compile", "wall us", "GB/s", "of copy", "kernels", "syncs"]
     lines: list[list[Cell]] = []
     for record in result["records"]:
         head: list[Cell] = [record["op"], record["case"], record["dtype"]]

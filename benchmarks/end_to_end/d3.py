@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from functools import partial
 from typing import Any
-
-from torch import nn
 
 import bdfast
 from bdfast.defenses import D3Config, FineTuneConfig, d3, fine_tune
 from bdfast.testing.tables import Cell, Table
 from bdfast.training import TrainConfig
 from benchmarks import scenario
-from benchmarks.scenario import Scenario, Split, Victim
+from benchmarks.scenario import Scenario, Victim
 from benchmarks.stage import Context, Result, SkipStage, Stage
 
 GOAL = 1.03  # a step of D3 is a step of fine-tuning, but for its update of the last layer
@@ -29,8 +26,16 @@ def run(context: Context) -> Result:
     options = {"augment": augment, "precision": precision, **({"epochs": 2} if context.quick else {})}
     ours, baseline = D3Config(**options), FineTuneConfig(**options)
     result: Result = {"victim": {**scenario.percent(victim.metrics), "seconds": round(victim.seconds, 2)}}
-    result["records"] = scenario.judge(victim, {"ft": partial(_fine_tune, baseline), "d3": partial(_d3, ours)}, reserve)
-    context.save(result)
+    result["records"], clean = [], victim.reserve(reserve)
+    runs = {"ft": lambda: fine_tune(victim.model, clean, baseline), "d3": lambda: d3(victim.model, clean, ours)}
+    for name, run_one in runs.items():
+        scenario.synchronize(context.device)
+        purified = run_one()
+        seconds = sum(purified.timings.values())
+        record = scenario.record(victim, name, victim.evaluate(purified.model), reserve, seconds)
+        timings = {part: round(value, 3) for part, value in purified.timings.items()}
+        result["records"].append({**record, "timings": timings})
+        context.save(result)
     result["step"] = step_times(victim, options, reserve, rounds=2 if context.quick else 6)
     return result
 
@@ -48,14 +53,6 @@ def digits() -> tuple[Scenario, int]:
     """So small that it proves no more than that everything runs."""
     training = TrainConfig.for_digits(epochs=2)
     return Scenario(bdfast.data.load("digits", limit=(400, 100)), "digits", "digits_cnn", "badnets", 0.1, training), 280
-
-
-def _d3(config: D3Config, model: nn.Module, clean: Split) -> nn.Module:
-    return d3(model, clean, config).model
-
-
-def _fine_tune(config: FineTuneConfig, model: nn.Module, clean: Split) -> nn.Module:
-    return fine_tune(model, clean, config).model
 
 
 def step_times(victim: Victim, options: dict[str, Any], reserve: int, rounds: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import digits_defenses, report
+from benchmarks import digits_defenses, pictures, report
+from tools import kernel_table
 
 FACTS: dict[str, Any] = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -29,9 +30,12 @@ def cpu_result(**changes: Any) -> dict[str, Any]:
 
 def gpu_result() -> dict[str, Any]:
     modes = {mode: {**FIGURES, "rows": {}} for mode in ("plain", "graph", "wall")}
-    line = {"op": "an_op", "case": "a-case", "dtype": "float32", "backend": "cuda", "bytes": 1, "modes": modes}
+    line = {"op": "an_op", "case": "a-case", "dtype": "float32", "backend": "cuda", "bytes": 100, "modes": modes}
     ops = {"records": [{**line, "no_graph": {}, "activity": {"bdfast": {"kernels": 2.0, "copies": 0.0, "syncs": 0.0}}}]}
-    end = {"records": [digits_record("d3", 0, 1.0)], "step": {"ft_ms": 10.0, "d3_ms": 10.1, "ratio": 1.0101}}
+    end = {
+        "records": [{**digits_record("d3", 0, 1.0), "timings": {"setup": 0.5, "train": 2.5}}],
+        "step": {"ft_ms": 10.0, "d3_ms": 10.1, "ratio": 1.0101},
+    }
     stages = {"ops": {"status": "passed", "result": ops}, "d3": {"status": "passed", "result": end}}
     gpu = {"name": "NVIDIA H200", "driver": "580"}
     return {"kind": "gpu", "complete": True, "environment": {**FACTS, "gpu": gpu}, "stages": stages}
@@ -60,9 +64,9 @@ def test_tables_are_written_and_then_fresh(tmp_path: Path, capsys: pytest.Captur
     digits = {"kind": "digits", "complete": True, "environment": FACTS, "records": records}
     put(tmp_path, cpu=cpu_result(), gpu=gpu_result(), digits=digits)
     readme = tmp_path / "README.md"
-    names = ["cpu-ops", "gpu-ops", "gpu-end-to-end", "digits"]
+    names = ["cpu-ops", "cpu-ops-full", "gpu-ops", "gpu-ops-full", "gpu-end-to-end", "digits", "predictions"]
     readme.write_text("before\n" + "middle\n".join(map(block, names)) + block("of-others") + "after\n")
-    arguments = ["--results", str(tmp_path), "--plot", str(tmp_path / "speed.png"), str(readme)]
+    arguments = ["--results", str(tmp_path), str(readme)]
     assert report.main(["--check", *arguments]) == 1
     assert block("digits") in readme.read_text()
     assert report.main(arguments) == 0
@@ -70,12 +74,16 @@ def test_tables_are_written_and_then_fresh(tmp_path: Path, capsys: pytest.Captur
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith(block("of-others") + "after\n")
-    assert text.count("middle") == 3
+    assert text.count("middle") == 6
+    assert "| an_op | a-case | 0.0001 | 2 | 12.5 | 25 % |" in text
+    assert "| an_op | a-case | 12.5 | 8 | 3.25 | - | 25 % |" in text
     assert "| an_op | a-case | float32 | 12.5 | 8 | 3.25 | - | 0.5 | 25 % |" in text
     assert "| an_op | a-case | float32 | 11 |" in text
     assert "float16" not in text
     assert "| an_op | a-case | float32 | cuda | 12.5 | 3.25 | - | 12.5 | 3.25 | - | 12.5 | 0.5 | 25 % | 2 | 0 |" in text
+    assert "| an_op | a-case | cuda | 12.5 | 3.25 | - | 12.5 | 0.5 | 25 % | 2 | 0 |" in text
     assert "| 10.1 | 1.010 |" in text
+    assert {path.name for path in tmp_path.glob("*.png")} == set(pictures.PICTURES)
     assert "| badnets | 140 | d3 | 2 |" in text
     assert "2.5 (1.0-4.0)" in text
     assert "commit 0123456789, 2026-01-02; `benchmarks/compare.py`; `benchmarks/results/cpu.json`" in text
@@ -83,18 +91,67 @@ def test_tables_are_written_and_then_fresh(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
 
 
-def test_a_new_result_makes_plot_and_tables_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_result_makes_pictures_and_tables_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path, cpu=cpu_result())
-    readme, plot = tmp_path / "README.md", tmp_path / "speed.png"
+    readme, plots = tmp_path / "README.md", [tmp_path / "speed.png", tmp_path / "roofline_cpu.png"]
     readme.write_text(block("cpu-ops"))
-    arguments = ["--results", str(tmp_path), "--plot", str(plot), str(readme)]
+    arguments = ["--results", str(tmp_path), str(readme)]
     report.main(arguments)
-    faster = {**RECORD, "ratios": {"eager": 4.0}}
-    later = cpu_result(environment={**FACTS, "date": "2026-02-01T00:00:00+00:00"}, heaps={"default": [faster]})
+    faster = {**RECORD, "ratios": {"eager": 4.0}, "gb_per_s": 0.6}
+    later = cpu_result(
+        environment={**FACTS, "date": "2026-02-01T00:00:00+00:00"}, heaps={"default": [faster], "kept": [faster]}
+    )
     put(tmp_path, later=later)
     capsys.readouterr()
     assert report.main(["--check", *arguments]) == 1
-    assert capsys.readouterr().out.splitlines() == [f"stale {readme}", f"stale {plot}"]
+    assert capsys.readouterr().out.splitlines() == [f"stale {path}" for path in (readme, *plots)]
+
+
+def test_a_picture_with_nothing_to_show_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--results", str(put(tmp_path, cpu=cpu_result())), str(tmp_path / "cpu.md")]
+    (tmp_path / "cpu.md").write_text("")
+    report.main(arguments)
+    (tmp_path / "cpu.json").unlink()
+    assert report.main(["--check", *arguments]) == 1
+    assert report.main(arguments) == 0
+    assert list(tmp_path.glob("*.png")) == []
+    assert report.main(["--check", *arguments]) == 0
+    capsys.readouterr()
+
+
+def test_rooflines_hold_a_copy_of_the_same_run() -> None:
+    shown = pictures.cpu_roofline({"cpu": cpu_result()})
+    assert shown["ops"] == {"an_op": {"a-case": [100, 0.5, 2.0]}}
+    shown = pictures.gpu_roofline({"gpu": gpu_result()})
+    assert (shown["where"], shown["ops"]) == ("NVIDIA H200", {"an_op": {"a-case": [100, 0.5, 2.0]}})
+
+
+def test_where_the_time_goes_is_what_the_stages_said() -> None:
+    result = gpu_result()
+    result["stages"] |= {
+        "pad_ft": {"result": {"records": [{"defense": "paper", "timings": {"score": 1.0, "tune": 0.0}}]}},
+        "gic": {"result": {"calibration": {"timings": {"calibrate": 0.9}}}},
+        "advrbd": {"status": "out of time", "result": {"images": 10_000, "stages": {"warm_up": 3.0}}},
+    }
+    assert pictures.stage_times({"gpu": result})["bars"] == {
+        "D3": {"setup": 0.5, "train": 2.5}, "PAD-FT, paper": {"score": 1.0}, "GIC, calibration": {"calibrate": 0.9},
+    }  # fmt: skip
+    assert pictures.stage_times({}) == {}
+
+
+def test_kernels_are_those_of_one_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_table, "TABLE", tmp_path / "kernel_table.json")
+    assert report.kernels({}) == "*Not compiled yet.*"
+    profile = {
+        "registers": 32, "stack": 0, "shared": 0, "instructions": 100, "loads": {"16": 4}, "stores": {"16": 2},
+        "kinds": {"float": 8},
+    }  # fmt: skip
+    kept = {"versions": {"nvcc": "13.0"}, "kernels": {"cuda step": {"80": {**profile, "registers": 40}, "90": profile}}}
+    kernel_table.TABLE.write_text(json.dumps(kept))
+    text = report.kernels({})
+    assert "| `cuda step` | 90 | 32 | 0 | 100 | 4 x 16 B | 2 x 16 B | 8 | 0 | 0 | 0 |" in text
+    assert "| 80 |" not in text
+    assert "nvcc 13.0" in text
 
 
 def test_parts_of_the_cases_and_older_results_do_not_count(tmp_path: Path) -> None:
@@ -106,7 +163,7 @@ def test_parts_of_the_cases_and_older_results_do_not_count(tmp_path: Path) -> No
 
 def test_wrong_ops_show_in_the_table() -> None:
     failed = {"op": "an_op", "case": "a-case", "dtype": "float32", "failures": ["off"]}
-    text = report.cpu_ops({"cpu": {**cpu_result(heaps={"default": [failed]}), "file": "x.json"}})
+    text = report.cpu_ops_full({"cpu": {**cpu_result(heaps={"default": [failed]}), "file": "x.json"}})
     assert "| an_op | a-case | float32 | - | - | - | - | - | wrong |" in text
 
 

@@ -88,3 +88,11 @@ def test_a_real_kernel(tmp_path: Path) -> None:
     (profile,) = disassembly.profiles(kernel_table._nvcc(nvcc, source, "90", tmp_path), cuobjdump).values()
     assert (profile.loads, profile.stores, profile.stack) == ({"16": 1}, {"4": 1}, 0)
     assert profile.kinds["float"] == 2
+
+
+def test_without_a_table_there_is_nothing_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernel_table, "TABLE", tmp_path / "kernel_table.json")
+    assert kernel_table.main([]) == 0
+    assert capsys.readouterr().out.startswith("no kernel_table.json yet: nothing to compare with")

@@ -1,10 +1,11 @@
 # ruff: noqa: E402  (the path comes first)
-"""PAD-FT on scikit-learn's digits, on the CPU: what each departure from the paper brings, over attacks and seeds.
+"""PAD-FT on small data, on the CPU: what each departure from the paper brings, over attacks and seeds.
 
-    python benchmarks/pad_ft_digits.py                        benchmarks/results/pad_ft_digits.{json,md}
-    python benchmarks/pad_ft_digits.py --budget-minutes 10    stops in time; the same command goes on from there
+    python benchmarks/pad_ft_small.py                        benchmarks/results/pad_ft_digits.{json,md}
+    python benchmarks/pad_ft_small.py --data FILE            pad_ft_cifar10_subset: 4,000 images of CIFAR-10
+    python benchmarks/pad_ft_small.py --budget-minutes 10    stops in time; the same command goes on from there
 
-A small network on 8x8 images: what it shows are trends, not the figures of papers.
+Small networks on few images: what it shows are trends, not the figures of papers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +26,75 @@ if not __package__:  # run as a file: the folder of this script is on the path, 
     sys.path[0] = str(ROOT)
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import bdfast
 from bdfast.attacks import PoisonedData
+from bdfast.data import DataSplits
 from bdfast.defenses import PadFTConfig, pad_ft
+from bdfast.runtime.resident import Augment
 from bdfast.testing.tables import Table, markdown_table, text_table
 from bdfast.training import TrainConfig, train_classifier
 from benchmarks import environment
-from benchmarks.scenario import Scenario, Victim, make_victim, percent
+from benchmarks.scenario import Scenario, Victim, percent
+from benchmarks.small_resnet import small_resnet
 
 CPU = torch.device("cpu")
-ATTACKS: dict[str, tuple[str, float]] = {
-    "badnets": ("badnets", 0.1),
-    "blended": ("blended", 0.05),
-    "none": ("badnets", 0.0),
-    "wanet": ("wanet", 0.1),
-    "badnets-3": ("badnets", 0.03),
-}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Data, a network, attacks that it learns, and PAD-FT's options there.
+
+    Attributes:
+        name: of the result file.
+        load: the data.
+        architecture, training: of the victims; ``training(seed)``.
+        attacks: name -> (attack, poison rate, its options).
+        config: from fields to the config.
+    """
+
+    name: str
+    load: Callable[[], DataSplits]
+    build: Callable[[int], nn.Module]
+    training: Callable[[int], TrainConfig]
+    attacks: Mapping[str, tuple[str, float, Mapping[str, Any]]]
+    config: Callable[..., PadFTConfig]
+
+
+DIGITS = Study(
+    "digits",
+    lambda: bdfast.data.load("digits", seed=0),
+    lambda seed: bdfast.models.build("digits_cnn", num_classes=10, image_size=8, channels=1, seed=seed),
+    lambda seed: TrainConfig.for_digits(seed=seed),
+    {
+        "badnets": ("badnets", 0.1, {}),
+        "blended": ("blended", 0.05, {}),
+        "none": ("badnets", 0.0, {}),
+        "wanet": ("wanet", 0.1, {}),
+        "badnets-3": ("badnets", 0.03, {}),
+    },
+    PadFTConfig.for_digits,
+)
+
+
+def cifar10_subset(path: str) -> Study:
+    """4,000 training images, with triggers that so few images teach."""
+    return Study(
+        "cifar10_subset",
+        lambda: bdfast.data.load(path, limit=(4000, 2000)),
+        small_resnet,
+        lambda seed: TrainConfig(epochs=12, lr=0.1, augment=Augment(2, flip=False), seed=seed),
+        {
+            "badnets": ("badnets", 0.1, {"size": 6}),
+            "blended": ("blended", 0.1, {"alpha": 0.35}),
+            "wanet": ("wanet", 0.1, {}),
+            "sig": ("sig", 0.1, {}),
+        },
+        lambda **changes: PadFTConfig.for_cifar10(**{"k": 100, **changes}),
+    )
+
+
 SEEDS = (0, 1)
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"preset": "paper"},
@@ -62,25 +115,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Measure what is not in the result file yet; 0 when the table is complete, 1 when the time ran out before."""
-    command = sys.argv if argv is None else ["benchmarks/pad_ft_digits.py", *argv]
+    command = sys.argv if argv is None else ["benchmarks/pad_ft_small.py", *argv]
     arguments = _parser().parse_args(argv)
     torch.set_num_threads(arguments.threads)
     ends = time.monotonic() + 60 * arguments.budget_minutes
-    path: Path = arguments.output
+    study = DIGITS if arguments.data is None else cifar10_subset(arguments.data)
+    path: Path = arguments.output or environment.RESULTS / f"pad_ft_{study.name}.json"
     records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
-    head = {"kind": "pad_ft_digits", "environment": environment.facts(CPU, command)}
+    head = {"kind": f"pad_ft_{study.name}", "environment": environment.facts(CPU, command)}
     complete = True
-    for (attack, seed), missing in todo(arguments.attacks, arguments.seeds, arguments.variants, records):
+    for (attack, seed), missing in todo(
+        arguments.attacks or list(study.attacks), arguments.seeds, arguments.variants, records
+    ):
         victim = None
         for variant in missing:
             if time.monotonic() >= ends:
                 complete = False
                 break
-            victim = victim or digits_victim(attack, seed)
-            records.append(judge(victim, attack, variant))
-            write(path, {**head, "complete": False, "records": records})
-    write(path, {**head, "complete": complete, "records": records})
-    print(text_table(table(records)))
+            victim = victim or make(study, attack, seed)
+            records.append(judge(study, victim, attack, variant))
+            write(study, path, {**head, "complete": False, "records": records})
+    write(study, path, {**head, "complete": complete, "records": records})
+    print(text_table(table(study, records)))
     print(f"\nwrote {path}" + ("" if complete else "; the time is over: the same command goes on from there"))
     return 0 if complete else 1
 
@@ -99,33 +155,30 @@ def todo(
         yield (attack, seed), [variant for variant in variants if (attack, seed, variant) not in done]
 
 
-def digits_victim(attack: str, seed: int) -> Victim:
-    """A network trained for 20 epochs on the poisoned set; "none" is trained on the clean one."""
-    name, rate = ATTACKS[attack]
-    data = bdfast.data.load("digits", seed=0)
-    training = TrainConfig.for_digits(seed=seed)
-    if rate > 0:
-        return make_victim(Scenario(data, "digits", "digits_cnn", name, rate, training, seed), CPU)
-    scenario = Scenario(data, "digits", "digits_cnn", name, 0.0, training, seed)
-    model = bdfast.models.build("digits_cnn", num_classes=10, image_size=8, channels=1, seed=seed)
-    train_classifier(model, data.train, training)
-    poisoned = _without_poison(bdfast.attacks.poison(*data.train, name, rate=0.1, seed=seed), data.train)
+def make(study: Study, attack: str, seed: int) -> Victim:
+    """A network trained on the poisoned set; "none" is trained on the clean one."""
+    name, rate, options = study.attacks[attack]
+    data, training = study.load(), study.training(seed)
+    case = Scenario(data, study.name, "", name, rate, training, seed, options)
+    poisoned = bdfast.attacks.poison(*data.train, name, **{"rate": rate or 0.1, "seed": seed, **options})
+    if rate == 0:
+        poisoned = _without_poison(poisoned, data.train)
+    model = study.build(seed)
+    train_classifier(model, poisoned, training)
     before = bdfast.metrics.evaluate(model, data.test, poisoned.trigger(*data.test))
-    return Victim(scenario, model, poisoned, before, 0.0)
+    return Victim(case, model, poisoned, before, 0.0)
 
 
 def _without_poison(poisoned: PoisonedData, train: tuple[Tensor, Tensor]) -> PoisonedData:
     """The clean training set, with a trigger to test with."""
-    from dataclasses import replace
-
     return replace(poisoned, images=train[0], labels=train[1], is_poisoned=torch.zeros_like(poisoned.is_poisoned))
 
 
-def judge(victim: Victim, attack: str, variant: str) -> dict[str, Any]:
+def judge(study: Study, victim: Victim, attack: str, variant: str) -> dict[str, Any]:
     """One variant: what step 1 chose, and the rates after steps 2 (PAD) and 3 (PAD-FT)."""
     options = dict(VARIANTS[variant])
     oracle = _true_clean(victim.poisoned, victim.scenario.seed) if options.pop("oracle", False) else None
-    config = PadFTConfig.for_digits(seed=victim.scenario.seed, **options)
+    config = study.config(seed=victim.scenario.seed, **options)
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # clipping that loses accuracy: in the table
@@ -135,7 +188,7 @@ def judge(victim: Victim, attack: str, variant: str) -> dict[str, Any]:
     truth = victim.poisoned.is_poisoned[result.suspects]
     return {
         "attack": attack,
-        "rate": ATTACKS[attack][1],
+        "rate": study.attacks[attack][1],
         "seed": victim.scenario.seed,
         "variant": variant,
         "config": VARIANTS[variant],
@@ -163,11 +216,11 @@ def _percent(share: float) -> float | None:
     return None if share != share else round(100 * share, 1)
 
 
-def table(records: list[dict[str, Any]]) -> Table:
+def table(study: Study, records: list[dict[str, Any]]) -> Table:
     """ACC/ASR in percent before, after PAD and after PAD-FT, and how clean step 1 was."""
     header = ("attack", "seed", "variant", "target purity", "suspects", "poisoned", "before", "PAD", "PAD-FT", "s")
     ordered = sorted(
-        records, key=lambda r: (list(ATTACKS).index(r["attack"]), r["seed"], list(VARIANTS).index(r["variant"]))
+        records, key=lambda r: (list(study.attacks).index(r["attack"]), r["seed"], list(VARIANTS).index(r["variant"]))
     )
     rows = [
         (
@@ -180,20 +233,20 @@ def table(records: list[dict[str, Any]]) -> Table:
     return header, rows
 
 
-def write(path: Path, result: dict[str, Any]) -> None:
+def write(study: Study, path: Path, result: dict[str, Any]) -> None:
     """JSON, and the same as a Markdown table beside it."""
     environment.write(path, result)
     facts = result["environment"]
     text = (
-        f"# PAD-FT on digits\n\n{__doc__.splitlines()[0]}\n\n"  # type: ignore[union-attr]
+        f"# PAD-FT on {study.name.replace('_', ' ')}\n\n{__doc__.splitlines()[0]}\n\n"  # type: ignore[union-attr]
         f"    {facts['command']}\n\n"
         f"{facts['date'][:10]}, commit {facts['commit']}, torch {facts['versions']['torch']}, "
         f"{facts['machine']['cpu']}.\n"
         "ACC/ASR in percent (ASR without images of the target class, 0); purity: clean share of the samples\n"
         "selected in the target class; poisoned: share of the suspects that are.\n"
-        "Variants are fields of `PadFTConfig.for_digits`:\n\n"
+        "Variants are fields of the config:\n\n"
         + "".join(f"- {name}: `{options}`\n" for name, options in VARIANTS.items())
-        + f"\n{markdown_table(table(result['records']))}\n"
+        + f"\n{markdown_table(table(study, result['records']))}\n"
     )
     path.with_suffix(".md").write_text(text, encoding="utf-8")
 
@@ -201,12 +254,13 @@ def write(path: Path, result: dict[str, Any]) -> None:
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attacks", nargs="+", choices=list(ATTACKS), default=list(ATTACKS))
+    parser.add_argument("--data", help="CIFAR-10, of which a part is taken (digits)")
+    parser.add_argument("--attacks", nargs="+", help="of the data's (all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=1, help="of torch (1)")
     parser.add_argument("--budget-minutes", type=float, default=60.0, help="begin nothing further after this (60)")
-    parser.add_argument("--output", type=Path, default=environment.RESULTS / "pad_ft_digits.json")
+    parser.add_argument("--output", type=Path, help="the result file")
     return parser
 
 

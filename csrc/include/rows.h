@@ -4,14 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
-
-#ifdef __SSE2__
-#include <xmmintrin.h>
-#endif
 
 #include "dtype.h"
 #include "isa.h"
+#include "row_transpose.h"
 
 namespace bdfast {
 
@@ -39,66 +35,16 @@ inline int64_t row_chunks(int64_t rows) { return (rows + kRowsPerChunk - 1) / kR
 
 // Index of the first label outside [0, classes), or -1.
 inline int64_t first_label_outside(const int64_t* target, int64_t rows, int64_t classes) {
-  for (int64_t i = 0; i < rows; ++i) {
-    if (target[i] < 0 || target[i] >= classes) return i;
+  for (int64_t begin = 0; begin < rows; begin += kRowsPerChunk) {
+    const int64_t end = std::min(rows, begin + kRowsPerChunk);
+    bool outside = false;
+#pragma omp simd reduction(| : outside)
+    for (int64_t i = begin; i < end; ++i) outside |= static_cast<uint64_t>(target[i]) >= static_cast<uint64_t>(classes);
+    for (int64_t i = begin; outside && i < end; ++i) {
+      if (target[i] < 0 || target[i] >= classes) return i;
+    }
   }
   return -1;
-}
-
-// block[j][lane] = rows[lane][j] of `count` <= kGroup rows, in float32; further lanes are 0. One pass of moves costs less
-// than a strided gather in each of the passes that follow.
-template <int64_t kGroup, class T>
-void load_transposed(const T* rows, int64_t stride, int64_t classes, int64_t count, float* block) {
-  int64_t lane = 0;
-#ifdef __SSE2__
-  if constexpr (std::is_same_v<T, float>) {
-    // 4 x 4 at a time; the last four classes overlap those before them where C is not a multiple of 4.
-    for (; classes >= 4 && lane + 4 <= count; lane += 4) {
-      const float* four = rows + lane * stride;
-      for (int64_t next = 0; next < classes; next += 4) {
-        const int64_t j = std::min(next, classes - 4);
-        __m128 a = _mm_loadu_ps(four + j), b = _mm_loadu_ps(four + stride + j);
-        __m128 c = _mm_loadu_ps(four + 2 * stride + j), d = _mm_loadu_ps(four + 3 * stride + j);
-        _MM_TRANSPOSE4_PS(a, b, c, d);
-        _mm_storeu_ps(block + j * kGroup + lane, a);
-        _mm_storeu_ps(block + (j + 1) * kGroup + lane, b);
-        _mm_storeu_ps(block + (j + 2) * kGroup + lane, c);
-        _mm_storeu_ps(block + (j + 3) * kGroup + lane, d);
-      }
-    }
-  }
-#endif
-  for (int64_t j = 0; j < classes; ++j) {
-    for (int64_t i = lane; i < count; ++i) block[j * kGroup + i] = to_float(rows[i * stride + j]);
-    for (int64_t i = count; i < kGroup; ++i) block[j * kGroup + i] = 0.0f;
-  }
-}
-
-// rows[lane][j] = block[j][lane] for `count` <= kGroup rows side by side, `classes` long.
-template <int64_t kGroup, class T>
-void store_transposed(const float* block, int64_t classes, int64_t count, T* rows) {
-  int64_t lane = 0;
-#ifdef __SSE2__
-  if constexpr (std::is_same_v<T, float>) {
-    // As above: the last four classes overlap those before them.
-    for (; classes >= 4 && lane + 4 <= count; lane += 4) {
-      float* four = rows + lane * classes;
-      for (int64_t next = 0; next < classes; next += 4) {
-        const int64_t j = std::min(next, classes - 4);
-        __m128 a = _mm_loadu_ps(block + j * kGroup + lane), b = _mm_loadu_ps(block + (j + 1) * kGroup + lane);
-        __m128 c = _mm_loadu_ps(block + (j + 2) * kGroup + lane), d = _mm_loadu_ps(block + (j + 3) * kGroup + lane);
-        _MM_TRANSPOSE4_PS(a, b, c, d);
-        _mm_storeu_ps(four + j, a);
-        _mm_storeu_ps(four + classes + j, b);
-        _mm_storeu_ps(four + 2 * classes + j, c);
-        _mm_storeu_ps(four + 3 * classes + j, d);
-      }
-    }
-  }
-#endif
-  for (; lane < count; ++lane) {
-    for (int64_t j = 0; j < classes; ++j) store(rows + lane * classes + j, block[j * kGroup + lane]);
-  }
 }
 
 // Calls `body` with a null pointer whose type tells the element type.

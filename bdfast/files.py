@@ -34,6 +34,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, newline: str 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: another mode.
+        OSError: the disk is full, or refuses; its ``filename`` is ``path``.
 
     Example:
         >>> import tempfile
@@ -56,5 +57,19 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, newline: str 
             file.flush()
             os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
         os.replace(beside, path)
+    except Exception as error:
+        refused = _of_the_disk(error)
+        if refused is None or refused.filename not in (None, str(beside)):
+            raise
+        raise OSError(refused.errno, refused.strerror, str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """The system's error behind ``error``: torch.save raises one of its own while it gives up on a file."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import traceback
 import warnings
@@ -12,6 +13,7 @@ from typing import Any, cast
 from bdfast._version import __version__
 from bdfast.cli.command import FAILED, INTERRUPTED, Command
 from bdfast.cli.commands import attack, bb, bench, convert, defend, demo, doctor, evaluate, score
+from bdfast.errors import message
 
 COMMANDS: tuple[Command, ...] = (
     doctor.COMMAND,
@@ -87,9 +89,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _describe(error: Exception) -> str:
     """The message; with its kind in front where it is not one of ours, which name function and argument."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return _describe_refusal(error)
     text = str(error).strip()
     ours = isinstance(error, (ValueError, TypeError, IndexError, ImportError, FileNotFoundError, FloatingPointError))
-    return text if ours and text and getattr(error, "errno", None) is None else f"{type(error).__name__}: {text}"
+    return text if ours and text else f"{type(error).__name__}: {text}"
+
+
+def _describe_refusal(error: OSError) -> str:
+    """What the system refused, in the three parts that every message has."""
+    expected, remedy = {
+        errno.ENOSPC: ("room to write", "free some space, then give the same command again"),
+        errno.EDQUOT: ("room to write", "free some space, then give the same command again"),
+        errno.EROFS: ("a place that can be written", "choose another path"),
+        errno.EACCES: ("a path with permission", "choose another path, or change its permissions"),
+        errno.EPERM: ("a path with permission", "choose another path, or change its permissions"),
+    }.get(error.errno or 0, ("a path that can be used", "check the path"))
+    return message("bdfast", str(error.filename or "file"), expected, error.strerror or type(error).__name__, remedy)
 
 
 def _show_warning(text: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -105,7 +105,7 @@ def test_failure_keeps_earlier_results(bdfast: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(attack, "write_csv", fail)
     outcome = bdfast("attack", *TINY, "--out", tmp_path)
     assert outcome.code == 2
-    assert "error: OSError: [Errno 28] No space left on device" in outcome.err
+    assert "error: bdfast: `file` expected room to write, got No space left on device; free some space" in outcome.err
     assert names(tmp_path) == ["metrics.json", "resume.pt"]
     assert (tmp_path / "metrics.json").read_text() == "earlier"
 

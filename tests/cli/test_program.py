@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -103,3 +104,22 @@ def test_pipe_gets_plain_lines(tmp_path: Path) -> None:
     assert "ACC" in done.stdout
     assert "victim 1/2" not in done.stdout
     assert "model.safetensors" in names(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, "`runs/x` expected room to write, got No space left on device; free some space"),
+        (errno.EROFS, "`runs/x` expected a place that can be written, got Read-only file system; choose another path"),
+        (errno.EACCES, "`runs/x` expected a path with permission, got Permission denied; choose another path"),
+        (errno.EIO, "`runs/x` expected a path that can be used, got Input/output error; check the path"),
+    ],
+)
+def test_what_the_system_refuses(bdfast: Run, monkeypatch: pytest.MonkeyPatch, number: int, text: str) -> None:
+    def refuse(_: object) -> int:
+        raise OSError(number, os.strerror(number), "runs/x")
+
+    stand_in(monkeypatch, refuse)
+    outcome = bdfast("try")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: bdfast: {text}")

@@ -147,3 +147,25 @@ def test_load_into_refuses_integers_for_floats_and_converts_floats() -> None:
     load_into(net, {"weight": torch.ones(1, 2, dtype=torch.float64), "bias": torch.ones(1)})
     assert net.weight.dtype == torch.float32
     assert net.weight.tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_a_file_that_the_system_refuses_is_named_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    """torch.save raises an error of its own about positions when a write fails; what the system said is what counts."""
+    resource = pytest.importorskip("resource")
+    state = {"a": torch.zeros(100_000)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_state(tmp_path / name, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_the_block_are_its_own(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "x"):
+        open(tmp_path / "elsewhere").close()
+    assert caught.value.filename == str(tmp_path / "elsewhere")

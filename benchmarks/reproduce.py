@@ -4,6 +4,7 @@
     python benchmarks/reproduce.py --table d3                       CIFAR-10 (BDFAST_DATA), the paper's network
     python benchmarks/reproduce.py --table pad-ft --data digits     small enough for a CPU
     python benchmarks/reproduce.py --table d3 --attacks badnets blended --seeds 0 1 2 --budget-minutes 9
+    python benchmarks/reproduce.py --table gic --seeds 0 1 2        families of data: benchmarks/gic_families.py does it
 
 Cells are ordered so that the most telling come first, and every one is written as soon as it is there: a run that ends,
 by its budget or otherwise, goes on where it stopped. Results of several machines go into one table with --merge.
@@ -33,11 +34,12 @@ import bdfast
 from bdfast.runtime.precision import Precision
 from bdfast.testing import tables as text
 from bdfast.training import TrainConfig
-from benchmarks import environment, scenario
+from benchmarks import environment, gic_families, scenario
 from benchmarks.reproduction.protocols import TABLES, Scale, Table
 from benchmarks.scenario import Victim
 
 Record = dict[str, Any]
+GIC = "gic"
 VICTIMS = ROOT / "build" / "victims"  # kept, so that a run which goes on need not train them again
 
 
@@ -55,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     """Compute what is missing; 0 when the table is complete, 1 when the time ran out before."""
     command = sys.argv if argv is None else ["benchmarks/reproduce.py", *argv]
     arguments = _parser().parse_args(argv)
+    if arguments.table == GIC:
+        return gic_families.main(gic_arguments(arguments))
     ends = time.monotonic() + 60 * arguments.budget_minutes
     table = TABLES[arguments.table]
     scale = make_scale(arguments)
@@ -84,6 +88,31 @@ def main(argv: list[str] | None = None) -> int:
     print(text.text_table(side_by_side(table, records)))
     print(f"\nwrote {path}" + ("" if complete else "; the time is over: the same command goes on from there"))
     return 0 if complete else 1
+
+
+def gic_arguments(arguments: argparse.Namespace) -> list[str]:
+    """The same options for benchmarks/gic_families.py, whose table is of families and purifiers.
+
+    Raises:
+        SystemExit: several attacks or rates, or results to merge: its files hold one setting each.
+    """
+    attacks, rates = arguments.attacks or ["badnets"], arguments.rates or [0.1]
+    if len(attacks) > 1 or len(rates) > 1 or arguments.merge:
+        raise SystemExit(
+            "reproduce: `--table gic` expected one attack, one rate and no --merge, got "
+            f"{len(attacks)}, {len(rates)} and {len(arguments.merge)}; run it once for each, with another --output"
+        )
+    digits = arguments.data == "digits"
+    if not digits:
+        os.environ["BDFAST_DATA"] = arguments.data  # where "cifar10" is looked for
+    found = {
+        "data": "digits" if digits else "cifar10", "device": arguments.device, "attack": attacks[0], "rate": rates[0],
+        "precision": "bf16" if arguments.device == "cuda" else "fp32", "budget-minutes": arguments.budget_minutes,
+        "victim-epochs": arguments.victim_epochs, "epochs": arguments.epochs, "output": arguments.output,
+        "ratio": None if digits else 0.05,
+    }  # fmt: skip
+    words = [word for name, value in found.items() if value is not None for word in (f"--{name}", str(value))]
+    return [*words, "--seeds", *map(str, arguments.seeds)]
 
 
 def make_scale(arguments: argparse.Namespace) -> Scale:
@@ -203,7 +232,7 @@ def _read(paths: Sequence[Path], settings: Mapping[str, Any]) -> list[Record]:
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", required=True, choices=list(TABLES))
+    parser.add_argument("--table", required=True, choices=[*TABLES, GIC])
     parser.add_argument("--attacks", nargs="+", help="those of the table")
     parser.add_argument("--rates", nargs="+", type=float, help="of poison (the table's first)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -213,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, help="of the defenses, in place of the paper's")
     parser.add_argument("--budget-minutes", type=float, default=60.0, help="begin nothing further after this (60)")
     parser.add_argument("--merge", nargs="+", type=Path, default=[], metavar="FILE", help="results of other runs")
-    parser.add_argument("--output", type=Path, help="the result file")
+    parser.add_argument("--output", type=Path, help="the result file (of gic: the folder)")
     return parser
 
 

@@ -76,19 +76,25 @@ def make_victim(scenario: Scenario, device: torch.device, scratch: Path | None =
     poisoned = bdfast.attacks.poison(
         images, labels, scenario.attack, **{"rate": scenario.rate, "seed": scenario.seed, **scenario.options}
     )
-    model = bdfast.models.build(
-        scenario.architecture,
-        num_classes=len(scenario.data.class_names),
-        image_size=(images.shape[2], images.shape[3]),
-        channels=images.shape[1],
-        normalize=bdfast.data.normalization(scenario.name),
-        seed=scenario.seed,
-    ).to(device)
+    model = network(scenario, device, scenario.seed)
     kept = None if scratch is None else scratch / f"{_slug(scenario)}.pt"
     trained = train_classifier(model, poisoned, scenario.training, checkpoint=kept)
     seconds = sum(epoch["seconds"] for epoch in trained.history)
     test = scenario.data.test
     return Victim(scenario, model, poisoned, evaluate(model, test, poisoned.trigger(*test)), seconds)
+
+
+def network(scenario: Scenario, device: torch.device, seed: int | None = None) -> nn.Module:
+    """A new network for the data; without a seed of the generator's weights."""
+    images, _ = scenario.data.train
+    return bdfast.models.build(
+        scenario.architecture,
+        num_classes=len(scenario.data.class_names),
+        image_size=(images.shape[2], images.shape[3]),
+        channels=images.shape[1],
+        normalize=bdfast.data.normalization(scenario.name),
+        seed=seed,
+    ).to(device)
 
 
 def _slug(scenario: Scenario) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import bdfast
 from bdfast.attacks.presets import preset
+from bdfast.defenses import AdvrBDConfig
 from benchmarks import reproduce
 from benchmarks.reproduce import Cell
 from benchmarks.reproduction.protocols import TABLES, Outcome, Scale
@@ -97,3 +99,43 @@ def test_all_attacks_of_a_seed_come_before_the_next_seed() -> None:
     assert cells[0] == Cell(0.1, "badnets", 0, "pad-ft")
     seeds = [cell.seed for cell in cells]
     assert seeds == sorted(seeds)
+
+
+def test_advrbd_makes_both_rows_of_either_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = bdfast.data.load("digits", limit=(200, 40))
+    monkeypatch.setattr(bdfast.data, "load", lambda name: small)
+    monkeypatch.setattr(reproduce, "VICTIMS", tmp_path / "victims")
+    short = dict.fromkeys(("warm_up_epochs", "content_epochs", "enhance_epochs", "relabel_epochs", "patches"), 1)
+    options = {**short, "content_networks": 2, "rounds": 2, "steps": 1, "augment": "crop"}
+    make = classmethod(lambda cls, **changes: cls(**{**options, **changes}))
+    monkeypatch.setattr(AdvrBDConfig, "for_digits", make)
+    path = tmp_path / "advrbd.json"
+    words = ["--table", "advrbd", "--data", "digits", "--device", "cpu", "--attacks", "badnets", "--epochs", "1"]
+    assert reproduce.main([*words, "--victim-epochs", "1", "--output", str(path)]) == 0
+    rows = [record["row"] for record in records(path)]
+    assert set(rows) <= {f"advrbd{r}{p}" for r in ("", "+relabel") for p in ("", " (robust)")}
+    assert {"advrbd", "advrbd (robust)"} <= set(rows)
+    assert "| 5 % | badnets | advrbd | 85.72/0.00 |" in path.with_suffix(".md").read_text()
+
+
+def test_gic_is_handed_over_with_the_same_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[list[str]] = []
+
+    def instead(words: list[str]) -> int:
+        given.append(words)
+        return 1
+
+    monkeypatch.setattr(reproduce.gic_families, "main", instead)
+    words = ["--table", "gic", "--data", "digits", "--device", "cpu", "--attacks", "blended", "--seeds", "3", "4"]
+    assert reproduce.main([*words, "--budget-minutes", "9", "--output", str(tmp_path)]) == 1
+    options = reproduce.gic_families._parser().parse_args(given[0])
+    assert (options.data, options.attack, options.rate, options.ratio) == ("digits", "blended", 0.1, 0.1)
+    assert (options.seeds, options.budget_minutes, options.output) == ([3, 4], 9.0, tmp_path)
+    monkeypatch.setenv("BDFAST_DATA", "")  # restored at the end
+    words = ["--table", "gic", "--data", "there.npz", "--device", "cuda"]
+    assert reproduce.main(words) == 1
+    options = reproduce.gic_families._parser().parse_args(given[1])
+    assert (options.data, options.precision, options.ratio, options.seeds) == ("cifar10", "bf16", 0.05, [0])
+    assert os.environ["BDFAST_DATA"] == "there.npz"
+    with pytest.raises(SystemExit, match="expected one attack, one rate and no --merge, got 2, 1 and 0"):
+        reproduce.main(["--table", "gic", "--attacks", "badnets", "wanet"])

@@ -56,8 +56,8 @@ def kl_divergence(
         Reruns are bit-identical.
 
     Raises:
-        TypeError: a dtype is not supported.
-        ValueError: shapes, dtypes or devices differ, or an option is wrong.
+        TypeError: a dtype is not supported, or they differ.
+        ValueError: shapes or devices differ, or an option is wrong.
 
     Example:
         >>> import torch, bdfast
@@ -270,4 +270,5 @@ def _check(logits_p: Tensor, logits_q: Tensor) -> None:
         ("device", logits_p.device, logits_q.device, "move it there"),
     ):
         if p != q:
-            raise ValueError(message(NAME, "logits_q", f"the {what} of logits_p, {p}", str(q), remedy))
+            kind = TypeError if what == "dtype" else ValueError
+            raise kind(message(NAME, "logits_q", f"the {what} of logits_p, {p}", str(q), remedy))

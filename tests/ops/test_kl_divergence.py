@@ -225,7 +225,7 @@ def test_compiles_without_graph_break() -> None:
         ((P.int(), Q), TypeError, "`logits_p` expected float32"),
         ((P, Q.tolist()), TypeError, "`logits_q` expected a tensor"),
         ((P, Q[:1]), ValueError, r"`logits_q` expected the shape of logits_p, \[3, 2\], got \[1, 2\]"),
-        ((P, Q.double()), ValueError, "the dtype of logits_p, torch.float32, got torch.float64"),
+        ((P, Q.double()), TypeError, "the dtype of logits_p, torch.float32, got torch.float64"),
         ((P, Q.to("meta")), ValueError, "the device of logits_p, cpu, got meta"),
         ((P, Q, "max"), ValueError, "`reduction` expected one of none, sum, mean"),
     ],

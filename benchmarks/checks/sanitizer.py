@@ -87,7 +87,7 @@ def verdict(tool: str, output: str) -> tuple[dict[str, Any], list[str]]:
     """What a tool's output says, and its failures in words.
 
     Example:
-        >>> text = "case sce_loss rows triton\\n========= Invalid __global__ read of size 4 bytes\\n" \\
+        >>> text = DONE + "\\n========= Invalid __global__ read of size 4 bytes\\n" \\
         ...     "=========     at rows_kernel+0x10\\n========= ERROR SUMMARY: 1 error\\n"
         >>> verdict("memcheck", text)[1]
         ['memcheck: Invalid __global__ read of size 4 bytes at rows_kernel+0x10']

@@ -40,7 +40,7 @@ def largest_scores(
         backend: ``"auto"``, or the implementation to run or raise for.
 
     Returns:
-        ``[min(k, N - #NaN)]`` int64. Its length depends on the values, which costs one sync on a GPU. Reruns are
+        ``[min(k, N - #NaN)]`` int64. Its length depends on the values, which costs two syncs on a GPU. Reruns are
         bit-identical, whatever the device.
 
     Raises:
@@ -66,10 +66,8 @@ def largest_scores(
     labels = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     indices, _ = SELECT(-scores.detach(), labels, wanted, 1, wish)
     selected: Tensor = indices[indices >= 0]
-    if len(selected) < wanted:
-        lowest = (scores == -torch.inf).nonzero()[:, 0]
-        selected = torch.cat((selected, lowest[: wanted - len(selected)]))
-    return selected
+    lowest = (scores == -torch.inf).nonzero()[:, 0]
+    return torch.cat((selected, lowest))[:wanted]
 
 
 def _count(k: int) -> int:

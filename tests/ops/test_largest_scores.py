@@ -90,3 +90,11 @@ def test_leaves_scores_that_require_grad_alone() -> None:
 def test_errors_name_the_argument(arguments: tuple[Any, ...], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=f"largest_scores: {text}"):
         largest_scores(*arguments)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_graph_break(dynamic: bool) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda s: largest_scores(s, 3), fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for scores in ([0.5, 2.0, -1.0, 3.0], [0.5, -torch.inf, torch.nan, -torch.inf], [torch.nan] * 4):
+        assert torch.equal(compiled(torch.tensor(scores)), largest_scores(torch.tensor(scores), 3))

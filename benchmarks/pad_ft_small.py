@@ -91,8 +91,14 @@ def cifar10_subset(path: str) -> Study:
             "wanet": ("wanet", 0.1, {}),
             "sig": ("sig", 0.1, {}),
         },
-        lambda **changes: PadFTConfig.for_cifar10(**{"k": 100, **changes}),
+        subset_config,
     )
+
+
+def subset_config(**changes: Any) -> PadFTConfig:
+    """The paper's sites are found by names that this network does not have: those are its counterparts."""
+    stages = {"sites": ["model.2", "model.3.relu2", "model.4.relu2"]} if changes.get("preset") == "paper" else {}
+    return PadFTConfig.for_cifar10(**{"k": 100, **stages, **changes})
 
 
 SEEDS = (0, 1)

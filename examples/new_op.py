@@ -112,7 +112,7 @@ FORWARD = Op(
     public="squared_relu",
     schema="(Tensor x, str backend) -> Tensor",
     fake=lambda x, backend: torch.empty_like(x, memory_format=torch.contiguous_format),
-    key=lambda x: x,
+    key=lambda x, *_: x,
     implementations=(
         Implementation("triton", lambda x: launch(forward_kernel, x), can_run_triton),
         Implementation("reference", reference, always),
@@ -124,7 +124,7 @@ BACKWARD = Op(
     public="squared_relu",
     schema="(Tensor grad, Tensor x, str backend) -> Tensor",
     fake=lambda grad, x, backend: torch.empty_like(grad, memory_format=torch.contiguous_format),
-    key=lambda grad, x: x,
+    key=lambda grad, x, *_: x,
     implementations=(
         Implementation("triton", lambda grad, x: launch(backward_kernel, grad, x), can_run_triton),
         Implementation("reference", reference_backward, always),

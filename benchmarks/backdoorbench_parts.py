@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.write:
         result = {
             "kind": "backdoorbench_parts",
+            "complete": len(arguments.parts) == len(PARTS),
             "environment": environment.facts(torch.device("cpu"), command),
             "settings": {name: getattr(arguments, name) for name in ("images", "thresholds", "threads", "rounds")},
             "records": records,

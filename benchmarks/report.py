@@ -5,7 +5,8 @@
     python benchmarks/report.py --check    changes nothing; exit code 1 where a table or a picture is stale
 
 A table stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``. Names: demo, digits; cpu-ops and gpu-ops, one
-or two cases an op, and cpu-ops-full and gpu-ops-full; gpu-end-to-end; kernels, what they compile to; predictions.
+or two cases an op, and cpu-ops-full and gpu-ops-full; gpu-end-to-end; kernels, what they compile to; predictions;
+backdoorbench, the parts put into it.
 Each shows the newest result file of its kind, by date; the demo's is results/demo/demo.json, that of kernels
 tools/kernel_table.json.
 Pictures are those of benchmarks/pictures.py; one that has nothing to show is not there.
@@ -216,6 +217,19 @@ def digits(results: Results) -> str:
     return f"{markdown_table(over_seeds(results['digits']['records']))}\n\n{origin(results['digits'])}"
 
 
+def backdoorbench(results: Results) -> str:
+    """A line a part: milliseconds of both ways, and the median ratio."""
+    if "backdoorbench_parts" not in results:
+        return NOT_MEASURED
+    result = results["backdoorbench_parts"]
+    lines: list[list[Cell]] = [
+        [r["part"], r["work"], *(f"{r[way]['us'] / 1e3:.4g}" for way in ("usual", "ours")), f"{r['ratio']:.3g}"]
+        for r in result["records"]
+    ]
+    table = (("part", "work", "usual ms", "bdfast ms", "times as fast"), lines)
+    return f"{markdown_table(table)}\n\n{origin(result)}"
+
+
 def over_seeds(records: Sequence[dict[str, Any]]) -> Table:
     """A line an attack, reserve and defense: mean (lowest to highest) in percent."""
     header = ("attack", "reserve", "defense", "seeds", "ACC before", "ASR before", "ACC", "ASR", "RA", "DER", "seconds")
@@ -282,6 +296,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "gpu-ops-full": gpu_ops_full,
     "gpu-end-to-end": gpu_end_to_end,
     "digits": digits,
+    "backdoorbench": backdoorbench,
     "kernels": kernels,
     "predictions": predictions,
 }

@@ -183,6 +183,7 @@ def kl_scores(
     place = model_device(model) if device is None else usable_device("kl_scores", device)
     ranks = Ranks.joined() if distributed else Ranks()
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         scorer = KLScorer(stack, model, config, normalize, place)
         # Rank 0 decides on the size, and makes the folder, before the others look into it.
         batch_size = ranks.share(lambda: _batch_size(config, scorer, source, chosen, checkpoint))

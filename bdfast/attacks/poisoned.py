@@ -15,7 +15,7 @@ from bdfast.attacks.labels import Mode, Relabel
 from bdfast.attacks.quantize import check_storable
 from bdfast.attacks.registry import get, names
 from bdfast.attacks.selection import select
-from bdfast.errors import message
+from bdfast.errors import LabelRangeError, message
 
 
 class TriggeredData(NamedTuple):
@@ -142,7 +142,8 @@ def poison(
         cover_rate: fraction of the set to use as covers. None: the attack's own (WaNet: twice the rate [BB]).
         quantize: touched images hold whole grey levels, as an 8-bit file would: clipped, then truncated. False keeps
             fractions (float images only).
-        num_classes: K; labels and target must be below it. None: not checked; all-to-all takes the highest label + 1.
+        num_classes: K; labels and target must be below it. None: the highest label + 1, and at least 2, for the target;
+            labels that come later, to trigger, are not limited by it.
         mode: "all-to-one" (y' = target) or "all-to-all" (y' = (y + 1) mod K).
         **options: fields of the named attack, such as ``alpha=0.1``.
 
@@ -167,8 +168,8 @@ def poison(
     check_integer("poison", "seed", seed, 0, "pass a seed")
     check_storable("poison", images.dtype, quantize)
     original = labels.to(torch.int64)
-    if num_classes is None and mode == "all-to-all":
-        num_classes = int(original.max()) + 1 if len(original) else 1
+    if num_classes is None:
+        num_classes = _check_target(target, original, mode)
     relabel = Relabel(mode, target, num_classes)
     attack.check_relabel(relabel)
     wanted = attack.attack_labels(original, relabel)
@@ -191,6 +192,18 @@ def poison(
         seed=seed,
         quantize=quantize,
     )
+
+
+def _check_target(target: int, labels: Tensor, mode: Mode) -> int | None:
+    """K as the labels tell it, where the caller does not, for all-to-all; all-to-one has its target below it."""
+    classes = int(labels.max()) + 1 if len(labels) else 0
+    if mode == "all-to-all":
+        return max(classes, 1)
+    check_integer("poison", "target", target, 0, "pass a class index")
+    if len(labels) and target >= max(classes, 2):  # nobody trains a classifier of a single class
+        got, remedy = f"{target}, above the highest label, {classes - 1}", "correct it, or pass num_classes"
+        raise LabelRangeError(message("poison", "target", "a class of the labels", got, remedy))
+    return None
 
 
 def _resolve(attack: str | Attack, options: dict[str, Any]) -> Attack:

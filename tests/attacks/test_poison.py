@@ -193,6 +193,12 @@ def test_argument_errors() -> None:
     images, labels = make_set(20)
     with pytest.raises(LabelRangeError, match="`target` expected a class below num_classes=10, got 10"):
         poison(images, labels, "badnets", target=10, num_classes=10)
+    with pytest.raises(
+        LabelRangeError, match="`target` expected a class of the labels, got 99, above the highest label"
+    ):
+        poison(images, labels, "badnets", target=99)
+    assert poison(images, labels, "badnets", target=99, num_classes=100).relabel.target == 99
+    assert poison(images, torch.zeros_like(labels), "badnets", target=1).relabel.target == 1
     with pytest.raises(ValueError, match="`target` expected an integer of at least 0"):
         poison(images, labels, "badnets", target=-1)
     with pytest.raises(ValueError, match="`mode` expected one of all-to-one, all-to-all, got 'one'"):

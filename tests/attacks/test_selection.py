@@ -46,9 +46,9 @@ def test_clean_label_draws_from_the_target_class_or_says_how_much_there_is(
     available, wanted = labels.count(target), round(rate * len(labels))
     if wanted > available:
         with pytest.raises(ValueError, match=rf"at most {available}/{len(labels)} = .*\({wanted} images\)"):
-            poison(images_of(y), y, "sig", rate=rate, target=target)
+            poison(images_of(y), y, "sig", rate=rate, target=target, num_classes=5)
         return
-    data = poison(images_of(y), y, "sig", rate=rate, target=target)
+    data = poison(images_of(y), y, "sig", rate=rate, target=target, num_classes=5)
     assert int(data.is_poisoned.sum()) == wanted
     assert torch.equal(data.labels, y)
     assert (y[data.is_poisoned] == target).all()

@@ -107,7 +107,8 @@ def as_tensors(data: object, where: str, argument: str = "data") -> Split:
         argument: the name of its argument.
 
     Returns:
-        images as they are (uint8, or float in [0, 1]), labels as int64 ``[N]``; tensors are not copied.
+        images as they are (uint8, or float in [0, 1]), labels as int64 ``[N]``; tensors are not copied, unless they
+        were made in inference mode, where autograd could not read them.
 
     Raises:
         TypeError: an iterable data set (its samples have no index), other types or dtypes.
@@ -144,7 +145,9 @@ def as_tensors(data: object, where: str, argument: str = "data") -> Split:
                 "pass images and labels of the same samples, on one device",
             )
         )
-    return images.detach(), labels.to(torch.int64)
+    with torch.inference_mode(False):
+        images, labels = (part.clone() if part.is_inference() else part for part in (images, labels))
+        return images.detach(), labels.to(torch.int64)
 
 
 def read_dataset(source: object, options: ReadOptions) -> DataSplits:

@@ -52,7 +52,7 @@ class AdvrBDResult(TrainedResult):
     """What :func:`advrbd` returns.
 
     Attributes:
-        model: g, trained on D_clean: the main result.
+        model: g, trained on D_clean: the main result. In eval mode, as is the next one.
         relabeled_model: g fine-tuned on all samples; None without ``relabel``, or where nothing was suspected.
         clean_indices, poisoned_indices: int64, sorted: D_clean and D_p.
         scores: float32 ``[N]`` of the first partition: larger is presumed cleaner; NaN could not be scored.
@@ -189,7 +189,7 @@ def advrbd(
         if run.is_poisoned is not None:
             quality = split_quality(clean, labels, run.is_poisoned, getattr(poisoned_data, "original_labels", None))
     return AdvrBDResult(
-        g, run.history, run.watch.seconds, config, relabeled,
+        g.eval(), run.history, run.watch.seconds, config, relabeled and relabeled.eval(),
         clean_indices=clean.nonzero().flatten(), poisoned_indices=(~clean).nonzero().flatten(), scores=first,
         content=content, dc_indices=torch.cat(order), rounds=records, quality=quality,
         nonfinite=int(first.isnan().sum()),

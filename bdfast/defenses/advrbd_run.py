@@ -72,6 +72,8 @@ class Run:
             expected, got = "a new network from every call", "the same object twice"
             raise ValueError(message("advrbd", "model_factory", expected, got, "build it inside the function"))
         self._last = model
+        for p in model.parameters():  # every stage trains all of it
+            p.requires_grad_(p.is_floating_point())
         return model
 
     def train(self, stage: str, model: nn.Module, keep: Tensor, labels: Tensor | None = None, **options: Any) -> None:
@@ -168,7 +170,6 @@ class Run:
             self.watch("enhance"),
             isolated_rng(stream_seed(self.config.seed, f"advrbd: {stage}"), weight.device),
             deterministic_kernels(self.config.deterministic, weight.device),
-            torch.inference_mode(False),
             torch.enable_grad(),
         ):
             sides = two_sides(self.images, self.labels, in_dc, weight.detach(), self.config)
@@ -228,7 +229,7 @@ def open_run(
         got, remedy = "no ground truth", "pass ground_truth=..., or another rank: a defender does not have it"
         raise ValueError(message("advrbd", "ground_truth", 'bool [N] for rank="oracle"', got, remedy))
     run = Run(factory, images, labels, config, normalize, truth, callback, None, Stopwatch(torch.device("cpu")))
-    with isolated_rng(stream_seed(config.seed, "global")):
+    with isolated_rng(stream_seed(config.seed, "global")), torch.inference_mode(False):
         model = run.fresh("warm_up")
         run.watch = Stopwatch(model_device(model))
         with run.watch("setup"):

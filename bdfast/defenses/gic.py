@@ -135,6 +135,19 @@ def gic(
         raise TypeError(message("gic", "config", "a GICConfig", type(config).__name__, "pass GICConfig(...)"))
     if not isinstance(model, nn.Module):
         raise TypeError(message("gic", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+    with torch.inference_mode(False):
+        return _calibrated(model, auxiliary_data, config, callback, normalize, device, checkpoint)
+
+
+def _calibrated(
+    model: nn.Module,
+    auxiliary_data: object,
+    config: GICConfig,
+    callback: Callback | None,
+    normalize: Normalization | None,
+    device: str | torch.device | None,
+    checkpoint: str | os.PathLike[str] | None,
+) -> GICResult:
     images, labels = as_tensors(auxiliary_data, "gic", "auxiliary_data")
     check_weights("gic", model)
     place = None if checkpoint is None else Path(checkpoint)
@@ -160,7 +173,7 @@ def gic(
     if imprint.drifted:
         got = f"{imprint.drift:.3f} more for class {imprint.drifted[:10]}"
         text = message("gic", "imprint", "no class to attract images of others", got, "lower delta, or add `mix`")
-        warnings.warn(text, UserWarning, stacklevel=2)
+        warnings.warn(text, UserWarning, stacklevel=3)
     return _result(made, originals, chosen.history, watch.seconds, config, imprint)
 
 
@@ -196,7 +209,7 @@ def _warn_of_empty_classes(labels: Tensor, num_classes: int) -> None:
     if empty:
         got, remedy = f"none of class {empty[:10]}", "draw a larger share; a purifier forgets what it does not see"
         text = message("gic", "auxiliary_data", "images of every class", got, remedy)
-        warnings.warn(text, UserWarning, stacklevel=3)
+        warnings.warn(text, UserWarning, stacklevel=4)
 
 
 def _warn_of_failures(made: Calibrated) -> None:
@@ -205,4 +218,4 @@ def _warn_of_failures(made: Calibrated) -> None:
         first = int(made.failed.nonzero()[0])
         got, remedy = f"{count} others, the first at index {first}", "they are left as they were; look at them"
         text = message("gic", "auxiliary_data", "images with a finite loss", got, remedy)
-        warnings.warn(text, UserWarning, stacklevel=3)
+        warnings.warn(text, UserWarning, stacklevel=4)

@@ -81,13 +81,13 @@ def sce_scores(
             gap=config.margin_gap,
             diversity=config.diversity,
         )
-    margins = scores.margins.masked_fill(scores.margins == float("inf"), float("nan"))
-    columns = {
-        "label": scores.labels,
-        "selected": _mask(picked.selected, len(margins)),
-        "suspect": _mask(picked.suspects, len(margins)),
-    }
-    return ScoreTable(torch.arange(len(margins)), margins, columns)
+        margins = scores.margins.masked_fill(scores.margins == float("inf"), float("nan"))
+        columns = {
+            "label": scores.labels,
+            "selected": _mask(picked.selected, len(margins)),
+            "suspect": _mask(picked.suspects, len(margins)),
+        }
+        return ScoreTable(torch.arange(len(margins)), margins, columns)
 
 
 def _mask(index: Tensor, count: int) -> Tensor:

@@ -124,7 +124,7 @@ class FrozenModel:
             TypeError, ValueError, RuntimeError: as :meth:`logits`; losses of another shape.
         """
         with self._plain_mode(x), torch.enable_grad():
-            leaf = x.detach().requires_grad_()
+            leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             losses = loss_function(self._run(leaf))
             if losses.shape != x.shape[:1]:
                 got, remedy = str(list(losses.shape)), "return one loss a sample"

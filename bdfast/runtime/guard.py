@@ -62,7 +62,8 @@ def working_model(
         device: where the copy is to be (with its index); None is where the model is.
 
     Raises:
-        ValueError: ``inplace`` with another device, or a model that cannot be copied.
+        ValueError: ``inplace`` with another device, or with parameters that were made in inference mode and cannot be
+            trained; a model that cannot be copied.
 
     Example:
         >>> model = nn.Linear(2, 2).eval()
@@ -75,6 +76,9 @@ def working_model(
     if inplace and device not in (None, own):
         remedy = "move the model there first, or leave inplace out"
         raise ValueError(message(where, "device", f"the model's, {own}, with inplace=True", str(device), remedy))
+    if inplace and any(p.is_inference() for p in model.parameters()):
+        expected, got = "parameters that autograd can follow", "some made in torch.inference_mode"
+        raise ValueError(message(where, "model", expected, got, "build the model outside of inference mode"))
     with torch.inference_mode(False), torch.enable_grad():
         work = model if inplace else _copy(model, where)
         snapshot = _Snapshot(work, values=inplace)

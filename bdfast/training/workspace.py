@@ -111,6 +111,7 @@ def workspace(
         ranks.copy_(work.buffers())
 
 
+@torch.no_grad()
 def check_weights(where: str, model: nn.Module) -> None:
     """The model has parameters to train, and they and its buffers are finite."""
     named = [(name, p) for name, p in model.state_dict(keep_vars=True).items() if isinstance(p, Tensor)]

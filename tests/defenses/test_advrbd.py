@@ -309,3 +309,17 @@ def test_a_killed_process_goes_on_to_the_same_split(tmp_path: Path) -> None:
     lines = done.strip().splitlines()
     assert lines[0] not in ("1", "7")  # earlier epochs were not repeated
     assert lines[-1] == str(fingerprint(quick(preset="robust"))[:2])
+
+
+def test_models_come_in_eval_mode_and_a_frozen_factory_is_trained_even_in_inference_mode() -> None:
+    def frozen() -> nn.Module:
+        return tiny().requires_grad_(False)
+
+    expected = fingerprint(quick(relabel=True, relabel_epochs=1))
+    with torch.inference_mode():
+        images, labels = blocks()
+        result = quick((images, labels), frozen, relabel=True, relabel_epochs=1)
+    assert fingerprint(result) == expected
+    assert not result.model.training
+    assert result.relabeled_model is not None
+    assert not result.relabeled_model.training

@@ -1,0 +1,65 @@
+"""Every defense works for a caller who is in inference mode, on data and a model that were made there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bdfast.attacks import KLScoreConfig, kl_scores
+from bdfast.defenses import (
+    D3Config,
+    FineTuneConfig,
+    FTSAMConfig,
+    GICConfig,
+    PadFTConfig,
+    d3,
+    fine_tune,
+    ft_sam,
+    gic,
+    pad_ft,
+    sce_scores,
+)
+from bdfast.training import train_classifier
+
+Split = tuple[Tensor, Tensor]
+
+CALLS: dict[str, Callable[[nn.Module, Split], Any]] = {
+    "d3": lambda model, data: d3(model, data, D3Config(epochs=1)).model,
+    "fine_tune": lambda model, data: fine_tune(model, data, FineTuneConfig(epochs=1)).model,
+    "ft_sam": lambda model, data: ft_sam(model, data, FTSAMConfig(epochs=1)).model,
+    "pad_ft": lambda model, data: pad_ft(model, data, PadFTConfig(k=9, clip_epochs=1, epochs=1)).model,
+    "gic": lambda model, data: gic(model, data, GICConfig(steps=1)).data[0],
+    "kl_scores": lambda model, data: kl_scores(model, data, KLScoreConfig(steps=1)).scores,
+    "sce_scores": lambda model, data: sce_scores(model, data).scores,
+}
+
+
+def outcome(value: Any) -> list[Tensor]:
+    return list(value.state_dict().values()) if isinstance(value, nn.Module) else [value]
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore:pad_ft. clipping lost", "ignore:gic. `imprint`")
+def test_the_result_is_that_of_the_ordinary_mode(name: str, mlp: nn.Sequential, tiny: Split) -> None:
+    expected = outcome(CALLS[name](mlp, tiny))
+    with torch.inference_mode():
+        model = copy.deepcopy(mlp)
+        data = tiny[0].clone(), tiny[1].clone()
+        inside = outcome(CALLS[name](model, data))
+    outside = outcome(CALLS[name](model, data))
+    for a, b, c in zip(expected, inside, outside, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+        assert not b.is_inference()
+
+
+def test_a_model_of_inference_tensors_cannot_be_trained_in_place(tiny: Split) -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    with pytest.raises(ValueError, match=r"train_classifier: `model` expected parameters that autograd can follow"):
+        train_classifier(model, tiny)

@@ -29,6 +29,7 @@ if not __package__:  # run as a file: the folder of this script is on the path, 
 
 from bdfast.testing import rows
 from bdfast.testing.tables import Cell, Table, markdown_table
+from benchmarks import score_advrbd
 from benchmarks.pictures import PICTURES, Results, first_dtypes, telling
 from benchmarks.stages import CHECKS, stages
 from tools import kernel_table
@@ -230,6 +231,15 @@ def backdoorbench(results: Results) -> str:
     return f"{markdown_table(table)}\n\n{origin(result)}"
 
 
+def scores(results: Results) -> str:
+    """AdvrBD's scores: the engine beside two loops, a line a variant."""
+    if "score_advrbd" not in results:
+        return NOT_MEASURED
+    result = results["score_advrbd"]
+    what = f"{result['about']}; {result['samples']} samples, medians of {result['slices']} slices"
+    return f"{markdown_table(score_advrbd.table(result))}\n\n{what}; {origin(result)}"
+
+
 def over_seeds(records: Sequence[dict[str, Any]]) -> Table:
     """A line an attack, reserve and defense: mean (lowest to highest) in percent."""
     header = ("attack", "reserve", "defense", "seeds", "ACC before", "ASR before", "ACC", "ASR", "RA", "DER", "seconds")
@@ -299,6 +309,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "backdoorbench": backdoorbench,
     "kernels": kernels,
     "predictions": predictions,
+    "score-advrbd": scores,
 }
 
 

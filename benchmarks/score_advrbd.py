@@ -200,7 +200,7 @@ def table(result: dict[str, Any]) -> Table:
     return header, rows
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--minutes", type=float, default=30.0, help="stop after so long, with the slices done by then")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/score_advrbd.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     images, labels, about = pixels(os.environ.get("BDFAST_DATA"), options.images)
@@ -230,9 +230,21 @@ def main() -> None:
     about = f"{options.arch}, {'trained' if trained else 'random'} weights, {about}, PGD-{options.steps}"
     print(f"\n{about}: {result['samples']} samples, {result['slices']} slices, {torch.get_num_threads()} threads")
     if options.save:
-        goals = {"times": GOALS, "overlap": OVERLAP_GOALS}
-        content = {"about": about, **environment.facts(device, sys.argv), "goals": goals, **result}
+        command = sys.argv if argv is None else ["benchmarks/score_advrbd.py", *argv]
+        content = for_file(result, len(images), about, environment.facts(device, command))
         environment.write(environment.RESULTS / "score_advrbd.json", content)
+
+
+def for_file(result: dict[str, Any], images: int, about: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """A result file's content; it is complete when every slice was timed that ``images`` have."""
+    return {
+        "kind": "score_advrbd",
+        "complete": result["slices"] == images // result["batch"],
+        "environment": facts,
+        "about": about,
+        "goals": {"times": GOALS, "overlap": OVERLAP_GOALS},
+        **result,
+    }
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +30,14 @@ class Block(nn.Module):
         return out
 
 
-def small_resnet(seed: int) -> nn.Module:
-    """Stem of 16 channels at half the resolution, blocks of 32, 64 and 128: 0.3 M parameters, normalisation inside."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def small_resnet(seed: int | None) -> nn.Module:
+    """Stem of 16 channels at half the resolution, blocks of 32, 64 and 128: 0.3 M parameters, normalisation inside.
+
+    Without a seed the weights are drawn from the global generator.
+    """
+    with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
         network = nn.Sequential(
             nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
             Block(16, 32, 1), Block(32, 64, 2), Block(64, 128, 2),

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import digits_defenses, pictures, report
+from bdfast.attacks import KLScoreConfig
+from bdfast.data.source import Source
+from benchmarks import digits_defenses, pictures, report, score_advrbd
 from tools import kernel_table
 
 FACTS: dict[str, Any] = {
@@ -165,6 +168,22 @@ def test_wrong_ops_show_in_the_table() -> None:
     failed = {"op": "an_op", "case": "a-case", "dtype": "float32", "failures": ["off"]}
     text = report.cpu_ops_full({"cpu": {**cpu_result(heaps={"default": [failed]}), "file": "x.json"}})
     assert "| an_op | a-case | float32 | - | - | - | - | - | wrong |" in text
+
+
+def test_scores_are_taken_when_every_slice_was_timed(tmp_path: Path) -> None:
+    images = torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    source = Source("scores", (images, torch.arange(9) % 3))
+    options: dict[str, Any] = {"images": 9, "batch": 4}
+    partly = score_advrbd.measure(network, source, KLScoreConfig(steps=1), **options, deadline=0.0)
+    assert not score_advrbd.for_file(partly, 9, "a network", FACTS)["complete"]
+    whole = score_advrbd.for_file(
+        score_advrbd.measure(network, source, KLScoreConfig(steps=1), **options), 9, "a network", FACTS
+    )
+    assert (whole["complete"], whole["samples"], whole["slices"]) == (True, 8, 2)
+    text = report.fill(block("score-advrbd"), report.newest(put(tmp_path, score_advrbd=whole)))
+    assert "| engine bf16, as found |" in text
+    assert "a network; 8 samples, medians of 2 slices; a processor, 2 threads" in text
 
 
 def test_a_marker_without_an_end_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

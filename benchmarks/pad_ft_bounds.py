@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import bdfast
 from bdfast.defenses import PadFTConfig
-from bdfast.defenses.pad_ft_bounds import fit_bounds, predict
+from bdfast.defenses.pad_ft.bounds import fit_bounds, predict
 from bdfast.nn import clip_activations
 from bdfast.runtime.precision import Autocast, Precision
 from bdfast.runtime.resident import ResidentData

@@ -18,10 +18,7 @@ from bdfast.defenses.advrbd import AdvrBDConfig, AdvrBDResult, advrbd
 from bdfast.defenses.d3 import D3Config, D3Result, d3
 from bdfast.defenses.fine_tune import FineTuneConfig, FineTuneResult, fine_tune
 from bdfast.defenses.ft_sam import FTSAMConfig, FTSAMResult, ft_sam
-from bdfast.defenses.gic import GICResult, gic
-from bdfast.defenses.gic_calibrators import Calibrator, calibrator
-from bdfast.defenses.gic_config import GICConfig
-from bdfast.defenses.gic_imprint import ImprintReport
+from bdfast.defenses.gic import Calibrator, GICConfig, GICResult, ImprintReport, calibrator, gic
 from bdfast.defenses.pad_ft import PadFTConfig, PadFTResult, pad_ft
 from bdfast.defenses.purify_with import CalibratedPurification, Purifier, purify_with
 from bdfast.defenses.sce_scores import sce_scores

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bdfast.defenses.gic import GICResult, gic
-from bdfast.defenses.gic_config import GICConfig
+from bdfast.defenses.gic.config import GICConfig
 from bdfast.errors import message
 from bdfast.runtime.progress import Callback
 from bdfast.training.results import TrainedResult

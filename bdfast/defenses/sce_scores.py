@@ -7,9 +7,9 @@ import os
 import torch
 from torch import Tensor, nn
 
-from bdfast.defenses.pad_ft_config import PadFTConfig
-from bdfast.defenses.pad_ft_run import open_run
-from bdfast.defenses.pad_ft_selection import select
+from bdfast.defenses.pad_ft.config import PadFTConfig
+from bdfast.defenses.pad_ft.run import open_run
+from bdfast.defenses.pad_ft.selection import select
 from bdfast.errors import message
 from bdfast.runtime.progress import Callback
 from bdfast.runtime.ranks import Ranks

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bdfast.defenses import AdvrBDConfig
-from bdfast.defenses.advrbd_content import ContentView, RandomErasing, content_margins, dealt
-from bdfast.defenses.advrbd_identification import identify, misclassified_by
-from bdfast.defenses.advrbd_partition import both_high, partition, planned_rounds, random_scores, round_size
-from bdfast.defenses.advrbd_quality import auroc, split_quality
+from bdfast.defenses.advrbd.content import ContentView, RandomErasing, content_margins, dealt
+from bdfast.defenses.advrbd.identification import identify, misclassified_by
+from bdfast.defenses.advrbd.partition import both_high, partition, planned_rounds, random_scores, round_size
+from bdfast.defenses.advrbd.quality import auroc, split_quality
 
 NAN = float("nan")
 

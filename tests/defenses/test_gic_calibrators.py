@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bdfast.defenses import GICConfig, calibrator
-from bdfast.defenses.gic_guide import Guide
-from bdfast.defenses.gic_imprint import check_imprint
-from bdfast.defenses.gic_steps import PromptDescent, descend_
+from bdfast.defenses.gic.guide import Guide
+from bdfast.defenses.gic.imprint import check_imprint
+from bdfast.defenses.gic.steps import PromptDescent, descend_
 from tests.defenses.conftest import Split
 
 

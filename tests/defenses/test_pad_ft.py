@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from bdfast import attacks, metrics
 from bdfast.data import load
 from bdfast.defenses import PadFTConfig, PadFTResult, pad_ft
-from bdfast.defenses.pad_ft_bounds import Suspects, fit_bounds, starting_bounds, unlikelihood
-from bdfast.defenses.pad_ft_head import Draw
+from bdfast.defenses.pad_ft.bounds import Suspects, fit_bounds, starting_bounds, unlikelihood
+from bdfast.defenses.pad_ft.head import Draw
 from bdfast.errors import LabelRangeError
 from bdfast.runtime.resident import ResidentData
 

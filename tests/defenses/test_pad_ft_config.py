@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bdfast.defenses import PadFTConfig
-from bdfast.defenses.pad_ft_config import PRESETS
+from bdfast.defenses.pad_ft.config import PRESETS
 
 
 def test_the_default_is_the_paper() -> None:

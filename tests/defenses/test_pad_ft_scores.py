@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bdfast import models
 from bdfast.data.source import Source
-from bdfast.defenses import PadFTConfig, PadFTResult, pad_ft, pad_ft_scores
-from bdfast.defenses.pad_ft_scores import LastLayer, Scores, score
+from bdfast.defenses import PadFTConfig, PadFTResult, pad_ft
+from bdfast.defenses.last_layer import LastLayer
+from bdfast.defenses.pad_ft import scores as pad_ft_scores
+from bdfast.defenses.pad_ft.scores import Scores, score
 from bdfast.errors import LabelRangeError
 
 NET = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
@@ -181,7 +183,7 @@ def defend(folder: Path | None, delay: float) -> PadFTResult:
 
 KILLED = """
 from pathlib import Path
-from bdfast.defenses import pad_ft_scores
+from bdfast.defenses.pad_ft import scores as pad_ft_scores
 from tests.defenses.test_pad_ft_scores import defend
 pad_ft_scores.CHUNK = 8
 defend(Path({folder!r}), delay=0.02)

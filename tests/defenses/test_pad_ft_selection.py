@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdfast.defenses.pad_ft_scores import Scores
-from bdfast.defenses.pad_ft_selection import class_spread, purity, select, split_class
+from bdfast.defenses.pad_ft.scores import Scores
+from bdfast.defenses.pad_ft.selection import class_spread, purity, select, split_class
 
 
 def scores_of(margins: list[float], labels: list[int]) -> Scores:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bdfast.defenses.advrbd_config import AdvrBDConfig
+from bdfast.defenses.advrbd.config import AdvrBDConfig
 from bdfast.errors import message
 from bdfast.ops import largest_scores
 

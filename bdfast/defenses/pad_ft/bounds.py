@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdfast.defenses.pad_ft_config import PadFTConfig
+from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.errors import message
 from bdfast.nn import ClippedReLU
 from bdfast.runtime.determinism import stream_seed

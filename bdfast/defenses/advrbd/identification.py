@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from bdfast.defenses.advrbd_config import Vote
+from bdfast.defenses.advrbd.config import Vote
 from bdfast.ops import largest_scores
 
 

@@ -16,7 +16,7 @@ unknown. The paper's text lacks its algorithms, which are reconstructed from the
 The preset ``paper`` is that. Everything hangs on D_c: with a few poisoned samples in it, step 3 unlearns the trigger as
 well, step 4 takes the poison for clean, and g has the backdoor again; and s, which is to keep them out, ranks the
 poison of WaNet and TaCT above clean samples of the target class on scikit-learn's digits. The preset ``robust`` asks
-networks that never saw a class whether its samples belong to it (:mod:`bdfast.defenses.advrbd_content`), in step 2
+networks that never saw a class whether its samples belong to it (:mod:`bdfast.defenses.advrbd.content`), in step 2
 together with s, in step 4 as a second opinion; in step 4 the networks of all rounds vote; and step 5 is done twice, the
 second time with the suspects that the first clean model classifies as labelled. What it reaches on digits is in
 benchmarks/results/advrbd_digits.md; at larger scale it has not been measured.
@@ -33,18 +33,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdfast.defenses.advrbd_config import AdvrBDConfig
-from bdfast.defenses.advrbd_content import dealt
-from bdfast.defenses.advrbd_identification import identify, misclassified_by, recovered
-from bdfast.defenses.advrbd_partition import partition, planned_rounds, round_size
-from bdfast.defenses.advrbd_quality import as_labelled, auroc, purity, split_quality
-from bdfast.defenses.advrbd_run import Factory, Run, open_run
+from bdfast.defenses.advrbd.config import AdvrBDConfig
+from bdfast.defenses.advrbd.content import dealt
+from bdfast.defenses.advrbd.identification import identify, misclassified_by, recovered
+from bdfast.defenses.advrbd.partition import partition, planned_rounds, round_size
+from bdfast.defenses.advrbd.quality import as_labelled, auroc, purity, split_quality
+from bdfast.defenses.advrbd.run import Factory, Run, open_run
 from bdfast.errors import message
 from bdfast.runtime.progress import Callback, Record
 from bdfast.training.results import TrainedResult, _plain
 from bdfast.training.workspace import Normalization
-
-__all__ = ["AdvrBDConfig", "AdvrBDResult", "advrbd"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class AdvrBDResult(TrainedResult):
         rounds: a record a round: ``round`` (from 1), ``added``, ``dc`` (samples in D_c), ``misclassified`` (samples,
             after enhancement) and, with ground truth, ``auroc`` (of the scores of what was left), ``purity`` and
             ``leaked`` (of what was added), ``clean_as_labelled`` and ``poisoned_as_labelled`` (after enhancement).
-        quality: with ground truth, how good the split is; see :func:`bdfast.defenses.advrbd_quality.split_quality`.
+        quality: with ground truth, how good the split is; see :func:`bdfast.defenses.advrbd.quality.split_quality`.
         nonfinite: samples that could not be scored.
         timings: seconds a stage (``setup``, ``warm_up``, ``content``, ``partition``, ``enhance``, ``identify``,
             ``clean``, ``recovered``, ``relabel``).

@@ -17,8 +17,8 @@ term, the imprint check. Figures of the paper quoted elsewhere could not be veri
     \quad\text{s.t.}\quad \lVert g(x) - x \rVert_p \le \delta,\; g(x) \in [0, 1]
 
 1. Freeze the victim: eval mode, no weight gradients, batch norms folded.
-2. Fit g and transform the set (:mod:`bdfast.defenses.gic_calibrators`).
-3. Check that no class has been imprinted (:mod:`bdfast.defenses.gic_imprint`).
+2. Fit g and transform the set (:mod:`bdfast.defenses.gic.calibrators`).
+3. Check that no class has been imprinted (:mod:`bdfast.defenses.gic.imprint`).
 
 Assumed: labelled images, clean, of any distribution near enough to be worth it.
 
@@ -40,10 +40,11 @@ import torch
 from torch import Tensor, nn
 
 from bdfast.data import Split, as_tensors
-from bdfast.defenses.gic_calibrators import Calibrated, calibrator
-from bdfast.defenses.gic_config import GICConfig
-from bdfast.defenses.gic_guide import Guide
-from bdfast.defenses.gic_imprint import ImprintReport, check_imprint
+from bdfast.defenses.gic.base import Calibrated
+from bdfast.defenses.gic.calibrators import calibrator
+from bdfast.defenses.gic.config import GICConfig
+from bdfast.defenses.gic.guide import Guide
+from bdfast.defenses.gic.imprint import ImprintReport, check_imprint
 from bdfast.errors import message
 from bdfast.runtime.determinism import deterministic_kernels, stream_seed
 from bdfast.runtime.progress import Callback, Record, Stopwatch
@@ -63,7 +64,7 @@ class GICResult:
             one was continued).
         timings: seconds a stage (``calibrate``, ``imprint``).
         config: as it ran.
-        imprint: see :class:`bdfast.defenses.gic_imprint.ImprintReport`.
+        imprint: see :class:`bdfast.defenses.gic.imprint.ImprintReport`.
         counts: ``images`` (calibrated), ``mixed`` (originals added), ``unchanged`` (the same as before, bit for bit),
             ``nonfinite`` (left alone, since the victim's loss was not finite), ``early`` (stopped before step S).
         distance: mean and largest ||g(x) - x|| in the norm p.

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bdfast.data.source import Source, to_floats
-from bdfast.defenses.pad_ft_bounds import Suspects, observe, starting_bounds
-from bdfast.defenses.pad_ft_config import PadFTConfig
-from bdfast.defenses.pad_ft_scores import LastLayer, Scores, score
+from bdfast.defenses.last_layer import LastLayer
+from bdfast.defenses.pad_ft.bounds import Suspects, observe, starting_bounds
+from bdfast.defenses.pad_ft.config import PadFTConfig
+from bdfast.defenses.pad_ft.scores import Scores, score
 from bdfast.errors import message
 from bdfast.models import classifier_layers
 from bdfast.nn import clip_activations, normalized

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from bdfast.defenses.pad_ft_bounds import Suspects, unlikelihood
-from bdfast.defenses.pad_ft_config import PadFTConfig
+from bdfast.defenses.pad_ft.bounds import Suspects, unlikelihood
+from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.errors import message
 from bdfast.ops import sce_loss
 from bdfast.runtime.determinism import stream_seed

@@ -77,7 +77,7 @@ class AdvrBDConfig:
     """What is presumed clean: samples of large KL score, "kl" [P]; of low "confidence"; "random" ones; truly clean ones
     at random, "oracle" (needs ground truth); or, "content" [O], those that rank high in their class both by KL score
     (of the warm-up model) and by how much they belong there in the eyes of a network that never saw the class, see
-    :mod:`bdfast.defenses.advrbd_content`. KL alone ranks WaNet's and TaCT's poison above clean samples; content alone
+    :mod:`bdfast.defenses.advrbd.content`. KL alone ranks WaNet's and TaCT's poison above clean samples; content alone
     passes triggered images of the target class itself, three of which unlearned a BadNets trigger."""
 
     radius: int | None = None

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bdfast.defenses.advrbd_config import AdvrBDConfig
+from bdfast.defenses.advrbd.config import AdvrBDConfig
 from bdfast.errors import message
 from bdfast.ops import bounded_ascent_cross_entropy
 from bdfast.runtime.determinism import stream_seed

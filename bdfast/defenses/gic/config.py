@@ -35,7 +35,7 @@ class GICConfig:
     mode: Mode = "sample"
     """The kind of g: "sample", x + d_i with a d of its own for every image [O]; "prompt", x + d with one for all [M];
     "network", x + delta tanh(h(x)) with a small convolutional network h [M]. See
-    :mod:`bdfast.defenses.gic_calibrators`."""
+    :mod:`bdfast.defenses.gic.calibrators`."""
 
     p: Norm = "inf"
     """The norm that bounds g(x) - x: "inf" or 2, in pixels of [0, 1]. The bound is [P], its norm [O]. "network" takes
@@ -84,7 +84,7 @@ class GICConfig:
 
     drift: float = 0.01
     """Tolerance of the imprint check: by how much the rate at which images of other classes are taken for one class may
-    rise. See :mod:`bdfast.defenses.gic_imprint`."""
+    rise. See :mod:`bdfast.defenses.gic.imprint`."""
 
     seed: int = 0
     """Seeds the order of batches, the network's first weights, and which originals are mixed in. "sample" draws

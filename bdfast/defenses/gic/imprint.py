@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdfast.defenses.gic_guide import Guide
+from bdfast.defenses.gic.guide import Guide
 from bdfast.runtime.determinism import stream_seed
 
 

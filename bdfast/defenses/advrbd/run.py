@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from bdfast.attacks.kl_scores import KLScoreConfig, kl_scores
 from bdfast.data import as_tensors, check_labels
 from bdfast.data.source import to_floats
-from bdfast.defenses.advrbd_config import AdvrBDConfig
-from bdfast.defenses.advrbd_content import ContentView, RandomErasing, content_margins, dealt
-from bdfast.defenses.advrbd_enhancement import enhance, two_sides
-from bdfast.defenses.advrbd_partition import both_high, random_scores
-from bdfast.defenses.pad_ft_scores import LastLayer
+from bdfast.defenses.advrbd.config import AdvrBDConfig
+from bdfast.defenses.advrbd.content import ContentView, RandomErasing, content_margins, dealt
+from bdfast.defenses.advrbd.enhancement import enhance, two_sides
+from bdfast.defenses.advrbd.partition import both_high, random_scores
+from bdfast.defenses.last_layer import LastLayer
 from bdfast.errors import message
 from bdfast.files import atomic_write
 from bdfast.models import classifier_layers
@@ -140,7 +140,7 @@ class Run:
         return random_scores(len(self.labels), stream_seed(self.config.seed, f"advrbd: draw {number}"), truth)
 
     def content(self) -> Tensor:
-        """Content margins of all samples, a network a group of classes; see :mod:`advrbd_content`."""
+        """Content margins of all samples, a network a group of classes; see :mod:`~bdfast.defenses.advrbd.content`."""
         margins = torch.full((len(self.labels),), float("nan"))
         for number, left_out in enumerate(dealt(self.num_classes, self.config.content_networks)):
             stage = f"content {number}"

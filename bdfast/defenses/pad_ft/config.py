@@ -76,7 +76,7 @@ class PadFTConfig:
 
     split: Literal["none", "spread"] = FROM_PRESET
     """"spread" [O]: a class whose features scatter too widely is split in two modes, and only one is selected from; the
-    other holds the suspects. See :mod:`bdfast.defenses.pad_ft_selection`. "none" [P]."""
+    other holds the suspects. See :mod:`bdfast.defenses.pad_ft.selection`. "none" [P]."""
 
     spread_ratio: float = 1.45
     """r >= 1, with split="spread": variance of a class's features, in units of the median class, from which it may be

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from bdfast.defenses.gic_config import Norm
+from bdfast.defenses.gic.config import Norm
 from bdfast.ops import masked_pgd_step_, scale_to_ball_
 
 

@@ -26,19 +26,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdfast.defenses.pad_ft_bounds import fit_bounds, predict
-from bdfast.defenses.pad_ft_config import PadFTConfig
-from bdfast.defenses.pad_ft_head import fine_tune_head
-from bdfast.defenses.pad_ft_run import open_run
-from bdfast.defenses.pad_ft_scores import LastLayer, Scores
-from bdfast.defenses.pad_ft_selection import Selection, purity, select
+from bdfast.defenses.last_layer import LastLayer
+from bdfast.defenses.pad_ft.bounds import fit_bounds, predict
+from bdfast.defenses.pad_ft.config import PadFTConfig
+from bdfast.defenses.pad_ft.head import fine_tune_head
+from bdfast.defenses.pad_ft.run import open_run
+from bdfast.defenses.pad_ft.scores import Scores
+from bdfast.defenses.pad_ft.selection import Selection, purity, select
 from bdfast.errors import message
 from bdfast.runtime.progress import Callback, Record
 from bdfast.runtime.resident import ResidentData
 from bdfast.training.results import TrainedResult, _plain
 from bdfast.training.workspace import Normalization
-
-__all__ = ["PadFTConfig", "PadFTResult", "pad_ft"]
 
 LOST_TOO_MUCH = 0.10  # fraction of the selected samples; clipping that costs more is worth a warning
 
@@ -60,7 +59,7 @@ class PadFTResult(TrainedResult):
         bounds: float32 ``[C]`` by site.
         short: classes of which fewer than k samples were there, with their number.
         spread: variance of each class's features in units of the median class (split="spread").
-        split: a record for each class that was split; see :class:`bdfast.defenses.pad_ft_selection.Selection`.
+        split: a record for each class that was split; see :class:`bdfast.defenses.pad_ft.selection.Selection`.
         purity: share of clean samples among the selected, ``"total"`` and by class; None without ground truth.
         nonfinite: samples whose logits were not all finite.
     """

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdfast.defenses.pad_ft_scores import Scores
+from bdfast.defenses.pad_ft.scores import Scores
 from bdfast.ops import smallest_per_class
 
 MIN_CLASS = 16  # samples: two modes of fewer are guesswork

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bdfast.data.source import Source, to_floats
 from bdfast.errors import LabelRangeError, message
@@ -149,46 +149,3 @@ def _check_labels(where: str, labels: Tensor, offset: int, num_classes: int) -> 
         got = f"{int(labels[first])} at index {offset + first}"
         expected, remedy = f"classes in [0, {num_classes})", "drop those samples or correct the number of classes"
         raise LabelRangeError(message(where, "poisoned_data: labels", expected, got, remedy))
-
-
-class LastLayer:
-    """Reads what goes into a network's last linear layer; a context, since it hangs a hook on it.
-
-    Example:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> with LastLayer(net, net[3]) as features:
-        ...     hidden, logits = features(torch.rand(5, 1, 2, 2))
-        >>> hidden.shape, logits.shape
-        (torch.Size([5, 3]), torch.Size([5, 2]))
-    """
-
-    def __init__(self, forward: nn.Module, layer: nn.Linear) -> None:
-        self._forward, self._layer = forward, layer
-
-    def __enter__(self) -> LastLayer:
-        self._handle = self._layer.register_forward_pre_hook(self._catch)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-
-    def __call__(
-        self,
-        images: Tensor,  # [B, C, H, W] in [0, 1]
-    ) -> tuple[Tensor, Tensor]:
-        self._hidden: Tensor | None = None
-        output = self._forward(images)
-        logits: Tensor = getattr(output, "logits", output)
-        assert self._hidden is not None
-        return self._hidden, logits
-
-    @torch.no_grad()
-    def hidden(
-        self,
-        images: Tensor,  # [B, C, H, W] in [0, 1]
-    ) -> Tensor:
-        """The features alone, without gradients."""
-        return self(images)[0]
-
-    def _catch(self, layer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
-        self._hidden = inputs[0].to(layer.weight.dtype)  # of lower precision under autocast

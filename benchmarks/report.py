@@ -31,6 +31,7 @@ from bdfast.testing import rows
 from bdfast.testing.tables import Cell, Table, markdown_table
 from benchmarks import score_advrbd
 from benchmarks.pictures import PICTURES, Results, first_dtypes, telling
+from benchmarks.replaced import part
 from benchmarks.stages import CHECKS, stages
 from tools import kernel_table
 
@@ -219,16 +220,12 @@ def digits(results: Results) -> str:
 
 
 def backdoorbench(results: Results) -> str:
-    """A line a part: milliseconds of both ways, and the median ratio."""
+    """A line a part, and every run that they come from."""
     if "backdoorbench_parts" not in results:
         return NOT_MEASURED
     result = results["backdoorbench_parts"]
-    lines: list[list[Cell]] = [
-        [r["part"], r["work"], *(f"{r[way]['us'] / 1e3:.4g}" for way in ("usual", "ours")), f"{r['ratio']:.3g}"]
-        for r in result["records"]
-    ]
-    table = (("part", "work", "usual ms", "bdfast ms", "times as fast"), lines)
-    return f"{markdown_table(table)}\n\n{origin(result)}"
+    said = "; ".join([machine(result), f"`benchmarks/results/{result['file']}`", *part.runs(result["records"])])
+    return f"{markdown_table(part.published(result['records']))}\n\n{said}"
 
 
 def scores(results: Results) -> str:
@@ -283,13 +280,19 @@ def without(table: Table, *names: str) -> Table:
 def origin(result: dict[str, Any]) -> str:
     """Where a table comes from, in one line."""
     facts = result["environment"]
-    machine, versions, gpu = facts["machine"], facts["versions"], facts["gpu"]
-    where = f"{gpu['name']}, driver {gpu['driver']}" if gpu else f"{machine['cpu']}, {machine['threads']} threads"
     date = facts["date"][:10]
     return (
-        f"{where}; torch {versions['torch']}; commit {facts['commit']}, {date}; `{facts['command']}`; "
+        f"{machine(result)}; commit {facts['commit']}, {date}; `{facts['command']}`; "
         f"`benchmarks/results/{result['file']}`"
     )
+
+
+def machine(result: dict[str, Any]) -> str:
+    """What a result was measured on, and with which torch."""
+    facts = result["environment"]
+    gpu, processor = facts["gpu"], facts["machine"]
+    where = f"{gpu['name']}, driver {gpu['driver']}" if gpu else f"{processor['cpu']}, {processor['threads']} threads"
+    return f"{where}; torch {facts['versions']['torch']}"
 
 
 ARCHITECTURE = "90"

@@ -11,7 +11,7 @@ from benchmarks.stage import Stage
 CHECKS = ("build", "numerics", "ops", "large", "sanitizer", "tests")
 """Cheap and telling first: the tests repeat on a GPU most of what ``numerics`` has seen."""
 
-END_TO_END = ("d3", "pad_ft", "score_advrbd", "gic", "train", "advrbd")
+END_TO_END = ("d3", "pad_ft", "score_advrbd", "gic", "train", "backdoorbench", "advrbd")
 """D3's stage trains the victim that the others take; modules that are not named here come last."""
 
 

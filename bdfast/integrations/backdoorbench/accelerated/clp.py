@@ -34,15 +34,15 @@ _WHERE = "CLP_prune"
 
 @torch.no_grad()
 def plain_CLP_prune(net: nn.Module, u: float) -> None:
-    """The usual loop: one singular value decomposition a channel."""
+    """The usual loop: one singular value decomposition a channel, on the processor."""
     for name, conv, norm in _pairs(net):
         std = _running_var(name, norm).sqrt()
         lips = []
         for k, gamma in enumerate(norm.weight):
             kernel = conv.weight[k].reshape(conv.weight.shape[1], -1)
             scale = (gamma / std[k]).abs() if gamma != 0 else gamma
-            lips.append(_times_zero_is_zero(torch.linalg.svdvals(kernel).max(), scale))
-        _prune(norm, _outliers(torch.stack(lips), u))
+            lips.append(_times_zero_is_zero(torch.linalg.svdvals(kernel.cpu()).max(), scale.cpu()))
+        _prune(norm, _outliers(torch.stack(lips), u).to(norm.weight.device))
 
 
 @switchable(plain_CLP_prune)
@@ -104,8 +104,10 @@ def clp_sweep(net: nn.Module, thresholds: Iterable[float]) -> list[dict[str, Ten
         >>> clp_sweep(net, [2.0, 3.0])
         [{'1': tensor([5])}, {'1': tensor([], dtype=torch.int64)}]
     """
-    lips = channel_lipschitz(net)
-    return [{name: _outliers(values, u).nonzero()[:, 0] for name, values in lips.items()} for u in thresholds]
+    layers = [(name, lips, *_mean_and_std(lips)) for name, lips in channel_lipschitz(net).items()]
+    return [
+        {name: _above(lips, mean + u * std).nonzero()[:, 0] for name, lips, mean, std in layers} for u in thresholds
+    ]
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
@@ -162,10 +164,22 @@ def _times_zero_is_zero(sigma: Tensor, scale: Tensor) -> Tensor:
 
 
 def _outliers(lips: Tensor, u: float) -> Tensor:  # [C] -> [C] bool
-    """NaN, from a layer of fewer than two channels, compares false: nothing is pruned there."""
-    counted = lips[lips.isfinite()]
-    std = counted.std() if len(counted) > 1 else counted.new_tensor(float("nan"))
-    return (lips > counted.mean() + u * std) | (lips == float("inf"))
+    """Above the level of the layer; infinite bounds always."""
+    mean, std = _mean_and_std(lips)
+    return _above(lips, mean + u * std)
+
+
+def _above(lips: Tensor, level: Tensor) -> Tensor:
+    return (lips > level) | (lips == float("inf"))
+
+
+def _mean_and_std(lips: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the finite bounds; NaN, which nothing exceeds, where there are fewer than two. No wait for the device."""
+    finite = lips.isfinite()
+    count = finite.sum()
+    mean = torch.where(finite, lips, 0.0).sum() / count
+    squares = torch.where(finite, (lips - mean).square(), 0.0).sum()
+    return mean, (squares / (count - 1)).sqrt()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ gamma and beta of the channel to 0. The usual loop passes over z once a bin, a h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -71,7 +71,12 @@ def batch_entropy(x: Tensor, step_size: float = 0.1, *, compat: bool = True) -> 
 # --- defense ---------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
+def plain_EP_defense(net: nn.Module, u: float, mixture_data_loader: Iterable[Any], args: Any) -> None:
+    """The same with the usual loop over bins."""
+    _prune_by_entropy(net, u, mixture_data_loader, args, plain_batch_entropy)
+
+
+@switchable(plain_EP_defense)
 def EP_defense(net: nn.Module, u: float, mixture_data_loader: Iterable[Any], args: Any) -> None:
     """Prune, in place, every channel of ``net`` whose entropy over the first batch of the loader is low.
 
@@ -98,6 +103,13 @@ def EP_defense(net: nn.Module, u: float, mixture_data_loader: Iterable[Any], arg
         >>> (net[0].weight == 0).nonzero().flatten()
         tensor([7])
     """
+    _prune_by_entropy(net, u, mixture_data_loader, args, batch_entropy)
+
+
+@torch.no_grad()
+def _prune_by_entropy(
+    net: nn.Module, u: float, mixture_data_loader: Iterable[Any], args: Any, measure: Callable[[Tensor], Tensor]
+) -> None:
     batch = next(iter(mixture_data_loader), None)
     if batch is None:
         raise ValueError(message(_WHERE, "mixture_data_loader", "at least one batch", "none", "pass the mixed set"))
@@ -110,7 +122,7 @@ def EP_defense(net: nn.Module, u: float, mixture_data_loader: Iterable[Any], arg
         if feats is None:
             raise ValueError(message(_WHERE, "net", f"`{name}` to run in a forward pass", "no input", "remove it"))
         z = (feats - feats.mean(dim=1, keepdim=True)) / feats.std(dim=1, keepdim=True)
-        entropy = batch_entropy(z.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+        entropy = measure(z.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         channels = entropy < entropy.mean() - u * entropy.std()
         module.weight.masked_fill_(channels, 0.0)
         module.bias.masked_fill_(channels, 0.0)

@@ -13,7 +13,7 @@ gradient.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -74,9 +74,15 @@ def get_perturbed_image(self: Any, images: Tensor, pert: Tensor) -> Tensor:
     to_pixels, from_pixels = _affine(self.denormalization), _affine(self.normalization)
     if to_pixels is None or from_pixels is None:
         return plain_get_perturbed_image(self, images, pert)
-    column = partial(torch.tensor, dtype=images.dtype, device=images.device)
-    constants = [column(values)[:, None, None] for values in (*to_pixels, *from_pixels)]
+    constants = _columns((*to_pixels, *from_pixels), images.dtype, images.device)
     return cast(Tensor, cast(Any, _Perturbed).apply(images, pert, *constants))
+
+
+@lru_cache(maxsize=8)
+def _columns(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """``[C, 1, 1]`` of each row; kept, because a copy to a GPU waits until it is there."""
+    with torch.inference_mode(False):  # a later call may need gradients
+        return tuple(torch.tensor(row, dtype=dtype, device=device)[:, None, None] for row in rows)
 
 
 class _Perturbed(torch.autograd.Function):
@@ -96,7 +102,7 @@ class _Perturbed(torch.autograd.Function):
         return grad_pert * a if needs_images else None, grad_pert if needs_pert else None, None, None, None, None
 
 
-Affine = tuple[list[float], list[float]]
+Affine = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def _affine(transform: Any) -> Affine | None:
@@ -108,10 +114,10 @@ def _affine(transform: Any) -> Affine | None:
             return None
         scale, shift = found[0]
         for next_scale, next_shift in found[1:]:
-            shift = [s * t + n for s, t, n in zip(next_scale, shift, next_shift, strict=True)]
-            scale = [s * t for s, t in zip(next_scale, scale, strict=True)]
+            shift = tuple(s * t + n for s, t, n in zip(next_scale, shift, next_shift, strict=True))
+            scale = tuple(s * t for s, t in zip(next_scale, scale, strict=True))
         return scale, shift
     if not hasattr(transform, "mean") or not hasattr(transform, "std"):
         return None
     mean, std = ([float(v) for v in getattr(transform, name)] for name in ("mean", "std"))
-    return [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+    return tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))

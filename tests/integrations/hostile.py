@@ -121,6 +121,17 @@ def patch(offset: int, value: bytes) -> Builder:
     return edited(change)
 
 
+def zip64(count: int, start: int, at: int | None = None) -> Callable[[bytearray], bytes]:
+    """A zip64 end record and its locator in front of the end record."""
+
+    def change(data: bytearray) -> bytes:
+        body, end = bytes(data[:-22]), bytes(data[-22:])
+        record = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, start, 0)
+        return body + record + b"PK\x06\x07" + struct.pack("<IQI", 0, len(body) if at is None else at, 1) + end
+
+    return change
+
+
 class Gadget:
     """Pickles as a call of ``function``."""
 
@@ -230,7 +241,7 @@ CASES: dict[str, Case] = {
     "tensor with a large offset": Case(lambda c: saved(tensor((2,), (1,), 3)), "a tensor inside its storage"),
     "tensor with a negative offset": Case(lambda c: saved(tensor((2,), (1,), -1)), "the arguments"),
     "tensor with a negative stride": Case(lambda c: saved(tensor((2,), (-1,), 1)), "the arguments"),
-    "tensor expanded to petabytes": Case(lambda c: saved(tensor((2**50,), (0,))), "a tensor inside its storage"),
+    "tensor expanded to petabytes": Case(lambda c: saved(tensor((2**40,), (0,))), "a tensor inside its storage"),
     "tensor whose size overflows": Case(lambda c: saved(tensor((2**33, 2**33), (0, 0))), "a tensor inside its storage"),
     "tensor of many dimensions": Case(lambda c: saved(tensor((1,) * 9, (1,) * 9)), "the arguments"),
     "tensor with too few strides": Case(lambda c: saved(tensor((2, 2), (1,))), "the arguments"),
@@ -246,6 +257,43 @@ CASES: dict[str, Case] = {
     "image of a huge side": Case(lambda c: saved(picture("L", 2**40, 1, b"")), "sides of 1 to"),
     "image without pixels": Case(lambda c: saved(picture("RGB", 4, 4, b"abc")), "the arguments"),
     "image of a strange mode": Case(lambda c: saved(picture("I;16", 1, 1, b"ab")), "a mode among"),
+    "array of no numbers and huge sides": Case(
+        lambda c: saved(array(b"(K\x00" + integer(2**62) * 2 + b"t", b"")), "sides of at most"
+    ),
+    "tensor of no numbers and huge sides": Case(lambda c: saved(tensor((0, 2**62), (1, 1))), "sides and strides"),
+    "tensor of one number and a huge stride": Case(lambda c: saved(tensor((1,), (2**62,))), "sides and strides"),
+    "tensor whose strides overflow": Case(lambda c: saved(tensor((2, 2), (2**62, 2**62))), "sides and strides"),
+    "array of records": Case(lambda c: saved(name("numpy.dtype") + b"(" + text("V8") + b"\x89\x88tR"), "numpy dtype"),
+    "array of nothing": Case(lambda c: saved(name("numpy.dtype") + b"(" + text("") + b"\x89\x88tR"), "numpy dtype"),
+    "scalar shorter than its dtype": Case(
+        lambda c: saved(
+            name("numpy._core.multiarray.scalar") + b"(" + name("numpy.dtype") + b"(" + text("i8") + b"\x89\x88tR"
+            b"C\x04abcdtR"
+        ),
+        "the arguments",
+    ),
+    "parameter of nothing": Case(lambda c: saved(name("torch._utils._rebuild_parameter") + b"(N\x88}tR"), "arguments"),
+    "size of truth values": Case(lambda c: saved(name("torch.Size") + b"((\x88\x89ttR"), "the arguments"),
+    "storage as a value": Case(lambda c: saved(storage()), "a plain value"),
+    "class as a value": Case(lambda c: saved(name("numpy.ndarray")), "a plain value"),
+    "storage of True numbers": Case(
+        lambda c: saved(b"(" + text("storage") + FLOATS + text("0") + text("cpu") + b"\x88tQ"), "class, key and count"
+    ),
+    "storage of another view": Case(
+        lambda c: saved(b"(" + text("storage") + FLOATS + text("0") + text("cpu") + b"K\x04(K\x00K\x01ttQ"),
+        "whole storages",
+    ),
+    "storage named by a number": Case(
+        lambda c: saved(b"(" + text("storage") + FLOATS + b"K\x00" + text("cpu") + b"K\x04tQ"), "class, key and count"
+    ),
+    "image without a state": Case(lambda c: saved(name("PIL.Image.Image") + b")\x81"), "a plain value"),
+    "image without a side": Case(lambda c: saved(picture("L", 0, 1, b"")), "sides of 1 to"),
+    "image with a palette": Case(lambda c: saved(picture("P", 1, 1, b"a")), "a mode among"),
+    "a number with a point as key": Case(opcode(b"}G" + bytes(8) + b"Ns."), "text or an integer as a key"),
+    "half a character": Case(opcode(b"X\x03\x00\x00\x00\xed\xa0\x80."), "half a character"),
+    "text named a thousand times": Case(
+        opcode(b"](" + text("a" * (1 << 20)) + b"q\x00" + b"h\x00" * 1000 + b"e."), "letters"
+    ),
     # --- the zip ------------------------------------------------------------------------------------------------------
     "empty file": Case(lambda c: b"", "1 to"),
     "no file of torch": Case(lambda c: b"GIF89a" + bytes(64), "a file of torch.save"),
@@ -272,8 +320,18 @@ CASES: dict[str, Case] = {
     "overlapping members": Case(patch(20, struct.pack("<II", 300, 300)), "that do not overlap"),
     "more members than there are": Case(edited(lambda data: data[:-14] + b"\x50\x00\x50\x00" + data[-10:]), "an entry"),
     "big-endian": Case(lambda c: pt(PROTO + b"N.", byteorder=b"big"), "little-endian"),
+    "zip in a zip": Case(lambda c: pt(pt(PROTO + b"N.")), CALLS),
+    "zip64 end record that disagrees": Case(edited(zip64(2**63, 2**40)), "as the end record says"),
+    "zip64 end record far away": Case(edited(zip64(3, 0, at=2**40)), "right before its locator"),
+    "a letter that looks like another": Case(
+        lambda c: zipped({"archive/data.pkl": b"N.", "archive/d\u0430ta/0": b""}), "a plain name"
+    ),
+    "empty name": Case(lambda c: zipped({"archive/data.pkl": b"N.", "archive//x": b""}), "a plain name"),
     # --- the legacy format --------------------------------------------------------------------------------------------
     "legacy of another version": Case(legacy(MAGIC, pickle.dumps(7, protocol=2), HEAD[2], HEAD[2], HEAD[2]), "legacy"),
+    "legacy big-endian": Case(
+        legacy(MAGIC, HEAD[1], pickle.dumps({"little_endian": False}, protocol=2), HEAD[2], HEAD[2]), "little-endian"
+    ),
     "legacy storage cut off": Case(
         legacy(*HEAD, PROTO + storage() + b".", pickle.dumps(["0"], protocol=2), tail=struct.pack("<q", 4) + b"ab"),
         "4 numbers, as declared",

@@ -205,6 +205,28 @@ def test_weights_that_do_not_fit(
         load(folder, attack)
 
 
+def test_views_of_one_storage_are_not_copied_out(record_in_memory: Path, tmp_path: Path) -> None:
+    """Each would be checked and copied: a small file would keep its reader busy for hours."""
+    content = torch.load(record_in_memory / "attack_result.pt", weights_only=False)
+    shared = torch.zeros(1 << 12)
+    content["model"] |= {f"view{i}": shared for i in range(200)}
+    torch.save(content, tmp_path / "attack_result.pt")
+    with pytest.raises(ArtefactError, match=r"model` expected at most 8 times the \d+ bytes of its storages, got \d+"):
+        read_record(tmp_path)
+
+
+def test_messages_hold_nothing_that_a_terminal_obeys(record_in_memory: Path, attack: Attack, tmp_path: Path) -> None:
+    stored = read_record(record_in_memory)
+    for change in ({"\x1b[2J": torch.full((1,), float("nan"))}, {"\x1b[2J": torch.ones(1)}, {"\u202e": torch.ones(1)}):
+        write_record(tmp_path / "record", replace(stored, state={**stored.state, **change}), in_memory=True)
+        with pytest.raises(ArtefactError) as caught:
+            load(tmp_path / "record", attack)
+        assert str(caught.value).isprintable()
+    renamed = {f"\x1b[2J{key}": value for key, value in stored.state.items()}
+    write_record(tmp_path / "record", replace(stored, state=renamed), in_memory=True)
+    assert load(tmp_path / "record", attack).notes[0].isprintable()
+
+
 @pytest.mark.parametrize(
     ("name", "arch", "options"),
     [

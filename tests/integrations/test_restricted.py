@@ -22,7 +22,7 @@ from bdfast.integrations.backdoorbench.restricted import child
 from bdfast.integrations.backdoorbench.restricted.container import read
 from bdfast.integrations.backdoorbench.restricted.refused import Refused
 from bdfast.integrations.backdoorbench.torch_save import torch_save
-from tests.integrations.hostile import CASES, PROTO, pt, saved, tensor
+from tests.integrations.hostile import CASES, PROTO, array, name, pt, saved, storage, tensor, text
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,13 @@ def test_refused(name: str, refusals: dict[str, tuple[Exception | None, Path, bo
 def test_corpus_is_large_and_its_gadgets_work(tmp_path: Path) -> None:
     """The gadgets do run where a file is unpickled: the canary would sing."""
     assert len(CASES) >= 100
-    for name in ("global os.system", "global open", "global eval", "pickle's own, protocol 2"):
+    for title in ("global os.system", "global open", "global eval", "pickle's own, protocol 2"):
         canary, file = tmp_path / "canary", tmp_path / "x.pt"
-        file.write_bytes(CASES[name].build(str(canary)))
+        file.write_bytes(CASES[title].build(str(canary)))
         try:
             torch.load(file, weights_only=False)
         finally:
-            assert canary.exists(), name
+            assert canary.exists(), title
         canary.unlink()
 
 
@@ -146,6 +146,27 @@ def test_limits(tmp_path: Path, limits: Limits, says: str) -> None:
     with pytest.raises(ArtefactError, match=says) as caught:
         read_artefact(tmp_path / "x.pt", limits=limits)
     assert caught.value.kind == "limit"
+
+
+def test_what_is_named_often_is_held_once(tmp_path: Path) -> None:
+    """A file of a megabyte may name its arrays a million times; neither the blob nor this process grows with it."""
+    numbers, raw = np.arange(1 << 17, dtype=">i8"), bytes(1 << 20)
+    image = Image.new("1", (1024, 1024))
+    torch.save([[numbers] * 50, [raw] * 50, [image] * 50], tmp_path / "x.pt")
+    arrays, texts, images = read_artefact(tmp_path / "x.pt", limits=Limits(blob=5 << 19)).value
+    assert np.array_equal(arrays[0], numbers)
+    assert all(np.shares_memory(array, arrays[0]) for array in arrays)
+    assert all(text is texts[0] for text in texts)
+    assert all(np.shares_memory(one.pixels, images[0].pixels) for one in images)
+
+
+def test_truth_values_are_zero_or_one(tmp_path: Path) -> None:
+    truths = tensor((4,), (1,), store=storage(kind=name("torch.BoolStorage")))
+    kind = name("numpy.dtype") + b"(" + text("b1") + b"\x89\x88tR"
+    raw = bytes((255, 2, 1, 0))
+    (tmp_path / "x.pt").write_bytes(saved(b"](" + truths + array(b"(K\x04t", raw, kind) + b"e", {"0": raw}))
+    first, second = read_artefact(tmp_path / "x.pt").value["w"]
+    assert first.view(torch.uint8).tolist() == second.view(np.uint8).tolist() == [1, 1, 1, 0]
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:

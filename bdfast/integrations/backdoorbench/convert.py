@@ -17,7 +17,7 @@ from torch import Tensor
 from bdfast.errors import message
 from bdfast.integrations.backdoorbench.converted import MODEL, sha256, write_converted
 from bdfast.integrations.backdoorbench.record import ATTACK_RESULT
-from bdfast.integrations.backdoorbench.sandbox import Artefact, Limits, RawImage, read_artefact
+from bdfast.integrations.backdoorbench.sandbox import Artefact, Limits, RawImage, printable, read_artefact
 from bdfast.integrations.backdoorbench.stored import KEYS, Fields, StoredRecord, parse_record, parse_state
 from bdfast.integrations.backdoorbench.weights import build_network, without_module
 from bdfast.runtime.checkpoints import save_state
@@ -87,7 +87,7 @@ def _convert_weights(fields: Fields, value: Any, out: Path) -> list[str]:
     state = without_module(parse_state(fields, content if wrapper is None else content[wrapper]))
     others = {} if wrapper is None else {key: item for key, item in content.items() if key != wrapper}
     plain = {key: item for key, item in others.items() if isinstance(key, str) and _is_plain(item)}
-    dropped = [str(key) for key in others if key not in plain]
+    dropped = [printable(str(key)) for key in others if key not in plain]
     out.mkdir(parents=True, exist_ok=True)
     save_state(out / MODEL, state, plain)
     return [f"left out, being no plain values: {', '.join(dropped)}"] if dropped else []

@@ -14,9 +14,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from bdfast.errors import message
 from bdfast.integrations.backdoorbench.restricted.refused import Kind
+
+T = TypeVar("T")
 
 _HERE = str(Path(__file__).parent)
 # The folder goes last: nothing in it may stand in for a module of the standard library.
@@ -147,24 +150,27 @@ def _rebuild(path: Path, out: Path, where: str) -> Artefact:
     """The values of a description; one that contradicts itself is not believed, whoever wrote it."""
     description = json.loads((out / "description.json").read_text(encoding="utf-8"))
     if "refused" in description:
-        kind, *parts = [_printable(str(part)) for part in description["refused"]]
+        kind, *parts = [printable(str(part)) for part in description["refused"]]
         assert kind in _KINDS
         field, expected, got, remedy = parts
         raise ArtefactError(where, path, field, kind, expected, got, remedy)  # type: ignore[arg-type]
     size = (out / "blob.bin").stat().st_size
-    # Of its own memory, and writable: tensors outlive the folder.
+    # In memory, and writable: arrays outlive the folder.
     blob = np.fromfile(out / "blob.bin", dtype=np.uint8) if size else np.empty(0, dtype=np.uint8)
     builder = _Builder(blob, description["storages"])
     try:
         return Artefact(str(description["kind"]), builder.value(description["value"]))
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-        got = f"a description that contradicts itself ({_printable(str(error))})"
+        got = f"a description that contradicts itself ({printable(str(error))})"
         raise ArtefactError(where, path, "the file", "damaged", "a sound description", got, "report this") from error
 
 
 class _Builder:
+    """Values that share memory wherever they may: a file that names one array a million times holds one."""
+
     def __init__(self, blob: NDArray[np.uint8], storages: dict[str, Any]) -> None:
         self.blob = blob
+        self.made: dict[tuple[Any, ...], Any] = {}  # what had to be copied out of the blob
         self.storages = {key: self.storage(*storage) for key, storage in storages.items()}
 
     def span(self, first: int, count: int) -> NDArray[np.uint8]:
@@ -177,7 +183,8 @@ class _Builder:
             raise ValueError("an unknown dtype")
         if count == 0:
             return torch.empty(0, dtype=getattr(torch, dtype))
-        return torch.from_numpy(self.span(first, count).copy()).view(getattr(torch, dtype))
+        numbers = torch.from_numpy(self.span(first, count).copy())  # tensors outlive the blob, which holds all images
+        return (numbers != 0) if dtype == "bool" else numbers.view(getattr(torch, dtype))
 
     def value(self, node: Any) -> Any:
         if not isinstance(node, list):
@@ -197,22 +204,26 @@ class _Builder:
     def _float(self, text: str) -> float:
         return float(text)
 
+    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]  # type: ignore[no-any-return]
+
     def _bytes(self, first: int, count: int) -> bytes:
-        return self.span(first, count).tobytes()
+        return self.once(("bytes", first, count), self.span(first, count).tobytes)
 
     def _image(self, mode: str, width: int, height: int, first: int, count: int) -> RawImage:
         raw = self.span(first, count)
         if mode == "1":
-            bits = np.unpackbits(raw.reshape(height, -1), axis=1)[:, :width]
-            return RawImage((bits * np.uint8(255))[:, :, None])
+            return RawImage(self.once((mode, width, height, first), lambda: _unpacked(raw, width, height)))
         return RawImage(raw.reshape(height, width, -1))
 
     def _array(self, code: str, shape: list[int], fortran: bool, first: int, count: int) -> NDArray[Any]:
         dtype = np.dtype(code)
         if dtype.kind not in "biuf" or min(shape, default=0) < 0:
             raise ValueError("an array of something else than numbers")
-        flat: NDArray[Any] = np.frombuffer(self.span(first, count).tobytes(), dtype=dtype)
-        return flat.astype(dtype.newbyteorder("=")).reshape(shape, order="F" if fortran else "C")
+        flat = self.once((code, first, count), lambda: _native(self.span(first, count), dtype))
+        return flat.reshape(shape, order="F" if fortran else "C")
 
     def _tensor(self, key: str, offset: int, size: list[int], stride: list[int]) -> Tensor:
         storage = self.storages[key]
@@ -221,5 +232,22 @@ class _Builder:
         return torch.as_strided(storage, size, stride, offset)  # which checks the last element itself
 
 
-def _printable(text: str) -> str:
+def _native(raw: NDArray[np.uint8], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The numbers in bytes, in this machine's order; truth values of 0 and 1 alone."""
+    return raw != 0 if dtype.kind == "b" else raw.view(dtype).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _unpacked(raw: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """[H, W, 1] of 0 and 255 from eight pixels a byte."""
+    bits = np.unpackbits(raw.reshape(height, -1), axis=1)[:, :width]
+    return (bits * np.uint8(255))[:, :, None]
+
+
+def printable(text: str) -> str:
+    """Text from a file as it may be shown: short, and without what a terminal would obey.
+
+    Example:
+        >>> printable("\x1b[2Jweight")
+        '?[2Jweight'
+    """
     return "".join(letter if letter.isprintable() else "?" for letter in text[:400])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bdfast.errors import LabelRangeError, message
 from bdfast.integrations.backdoorbench.pictures import MAX_SET_BYTES, MAX_SIDE, Picture, decode
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError
+from bdfast.integrations.backdoorbench.sandbox import ArtefactError, printable
 
 KEYS = ("model_name", "num_classes", "model", "data_path", "img_size", "clean_data", "bd_train", "bd_test")
 SET_KEYS = (
@@ -27,6 +27,7 @@ SET_KEYS = (
 )  # fmt: skip
 MAX_CLASSES = 100_000
 MAX_SAMPLES = 1 << 26
+MAX_SHARING = 8  # how often tensors may name the same bytes: tied weights do so a few times
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,7 @@ class Fields:
         self, field: str, expected: str, got: str, remedy: str = "fetch or save the record again"
     ) -> ArtefactError:
         """An error that names the field."""
+        field, got = printable(field), printable(got)  # both may quote the file
         return ArtefactError(self.where, self.path, field, "damaged", expected, got, remedy)
 
     def mapping(self, value: Any, field: str, keys: Sequence[str] = ()) -> dict[Any, Any]:
@@ -173,6 +175,12 @@ def parse_state(fields: Fields, value: Any) -> dict[str, Tensor]:
     for key, tensor in state.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise fields.wrong(f"model.{key}", "a tensor with a name", _kind(tensor))
+    held = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}.values())
+    declared = sum(t.numel() * t.itemsize for t in state.values())
+    if declared > MAX_SHARING * held:  # views of one storage, each of which would be checked and copied
+        expected = f"at most {MAX_SHARING} times the {held} bytes of its storages"
+        raise fields.wrong("model", expected, f"{declared} bytes in {len(state)} tensors")
+    for key, tensor in state.items():
         bad = int(tensor.numel() - torch.isfinite(tensor).sum())
         if bad:
             got = f"{bad} NaN or infinite of {tensor.numel()}"

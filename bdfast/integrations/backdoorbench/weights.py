@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bdfast import models
 from bdfast.errors import MissingExtraError
+from bdfast.integrations.backdoorbench.sandbox import printable
 from bdfast.integrations.backdoorbench.stored import Fields, StoredRecord
 from bdfast.runtime.checkpoints import load_into
 
@@ -87,7 +88,7 @@ def _match(shapes: Mapping[str, torch.Size], state: Mapping[str, Tensor]) -> tup
     ):
         return None
     pairs = list(zip(shapes, state, strict=True))
-    changed = [f"{theirs} -> {ours}" for ours, theirs in pairs if ours != theirs]
+    changed = [f"{printable(theirs)} -> {ours}" for ours, theirs in pairs if ours != theirs]
     note = (
         f"{len(changed)} of {len(pairs)} weights were renamed by position, every shape agreeing: "
         f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}"

@@ -19,6 +19,8 @@ from .inert import NUMPY_DTYPES, Array, Dtype, Image, Tensor
 from .refused import Refused, damaged, quote
 
 MAX_DEPTH = 32
+MAX_SIDE = 1 << 40  # of an array or a tensor
+MAX_TEXT = 1 << 26  # letters, shared texts counted wherever they occur
 _CHUNK = 1 << 24
 _ALIGN = 64
 
@@ -40,7 +42,9 @@ class Describer:
         self.storages: dict[str, list[Any]] = {}
         self.written = 0
         self.count = 0
+        self.letters = 0
         self.path: list[str] = []
+        self.spans: dict[int, tuple[bytes, tuple[int, int]]] = {}  # of bytes by identity; kept, so that none is reused
 
     def describe(self) -> dict[str, Any]:
         """The whole description."""
@@ -92,13 +96,21 @@ class Describer:
         return described
 
     def text(self, value: Any) -> Any:
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        if not isinstance(value, str):
+            return value
+        self.letters += len(value)
+        if self.letters > MAX_TEXT:
+            raise Refused("limit", self.where, f"at most {MAX_TEXT} letters", "more", "save less text")
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise damaged(self.where, "text in UTF-8", "half a character")
         return value
 
     def tensor(self, tensor: Tensor) -> list[Any]:
         storage, count = tensor.storage, math.prod(tensor.size)
         last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True))
+        if any(side > MAX_SIDE for side in (*tensor.size, *tensor.stride)):
+            got = f"{list(tensor.size)} with strides {list(tensor.stride)}"
+            raise damaged(self.where, f"sides and strides of at most {MAX_SIDE}", got)
         if count and (count > storage.count or last >= storage.count):
             got = f"{list(tensor.size)} with strides {list(tensor.stride)} from {tensor.offset} of {storage.count}"
             raise damaged(self.where, "a tensor inside its storage", got)
@@ -115,6 +127,8 @@ class Describer:
         size = math.prod(array.shape) * array.dtype.size
         if size != len(array.data):
             raise damaged(self.where, f"{size} bytes for an array of {list(array.shape)}", f"{len(array.data)}")
+        if any(side > MAX_SIDE for side in array.shape):  # beside a 0, any number passes for the size
+            raise damaged(self.where, f"sides of at most {MAX_SIDE}", f"{list(array.shape)}")
         code = array.dtype.order.replace("|", "<") + array.dtype.code
         return ["array", code, list(array.shape), array.fortran, *self.write(array.data)]
 
@@ -125,9 +139,12 @@ class Describer:
         return first, size
 
     def write(self, data: bytes) -> tuple[int, int]:
-        first = self.reserve(len(data))
-        self.blob.write(data)
-        return first, len(data)
+        """Once for all that share these very bytes."""
+        if id(data) not in self.spans:
+            first = self.reserve(len(data))
+            self.blob.write(data)
+            self.spans[id(data)] = data, (first, len(data))
+        return self.spans[id(data)][1]
 
     def reserve(self, size: int) -> int:
         padding = -self.written % _ALIGN if size >= _ALIGN else -self.written % 8

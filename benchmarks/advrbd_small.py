@@ -45,7 +45,7 @@ DIGITS_ATTACKS: dict[str, tuple[str, float, dict[str, Any]]] = {
 CIFAR10_ATTACKS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "badnets": ("badnets", 0.1, {"size": 6}),
     "blended": ("blended", 0.1, {"alpha": 0.35}),
-    "wanet": ("wanet", 0.1, {"s": 2.0, "cover_rate": 0.05}),
+    "wanet": ("wanet", 0.1, {"s": 6.0, "cover_rate": 0.05}),
     "tact": ("tact", 0.05, {"pattern": torch.ones(6, 6)}),
     "none": ("badnets", 0.0, {"size": 6}),
 }
@@ -99,8 +99,12 @@ def cells(attacks: list[str], seeds: list[int], variants: list[str]) -> Iterator
 
 
 def subset_config(**changes: Any) -> AdvrBDConfig:
-    """A victim's 12 epochs; fewer networks and rounds than by default, so that a run is minutes of one core."""
-    fewer = {"content_networks": 5, "rounds": 3, "enhance_epochs": 2}
+    """A victim's 12 epochs; fewer networks, patches and rounds than by default, so that a run is minutes of one core.
+
+    Fewer rounds take longer steps: with truly clean samples, three at a rate of 0.03 find 97 % of a BadNets poison.
+    """
+    fewer: dict[str, Any] = {"content_networks": 5, "rounds": 3, "enhance_epochs": 2, "enhance_lr": 0.03}
+    fewer |= {} if changes.get("preset") == "paper" else {"patches": 4}
     training = {"warm_up_epochs": 12, "epochs": 12, "lr": 0.1, "augment": Augment(2, flip=False)}
     return AdvrBDConfig(**{**training, **fewer, **changes})
 

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "huge_pages.h"
 #include "parallel.h"
 
 namespace bdfast {
@@ -130,8 +131,9 @@ void backward(const BatchNormStatDistanceArgs& a, const double* stats, double gr
     shift[c] = factor * (stats[c] - static_cast<double>(a.running_mean[c]));
   }
   const Shape shape(a.layout);
-  const int64_t bytes = 2 * a.layout.numel * static_cast<int64_t>(sizeof(T));
-  parallel_chunks(shape.chunks, bytes, [&](int64_t chunk) {
+  const int64_t bytes = a.layout.numel * static_cast<int64_t>(sizeof(T));
+  prefer_huge_pages(grad_x, bytes);
+  parallel_chunks(shape.chunks, 2 * bytes, [&](int64_t chunk) {
     for (int64_t line = chunk * shape.lines_of_chunk; line < shape.end(chunk); ++line) {
       const T* __restrict__ in = x + line * shape.length;
       T* __restrict__ out = grad_x + line * shape.length;

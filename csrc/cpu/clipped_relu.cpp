@@ -148,6 +148,7 @@ void backward(const ClippedReluGradArgs& a, T* grad_x, float* grad_bound) {
   if (affine) scale.emplace(layout, a.scale);
   ChannelSums sums(layout, chunk_size, clip);
   const int64_t bytes = layout.numel * static_cast<int64_t>(sizeof(T));
+  if (pass) prefer_huge_pages(grad_x, bytes);
   parallel_chunks((layout.numel + chunk_size - 1) / chunk_size, 2 * bytes, [&](int64_t chunk) {
     float scales[kBlock];
     ChannelSums::Chunk sum(&sums, chunk);

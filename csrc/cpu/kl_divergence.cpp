@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "huge_pages.h"
 #include "row_reduce.h"
 #include "row_softmax.h"
 
@@ -245,8 +246,10 @@ void backward(const KlDivergenceArgs& a, Reduction reduction, const float* grad_
   const T* p = static_cast<const T*>(a.logits_p);
   const T* q = static_cast<const T*>(a.logits_q);
   const float shared = reduction == Reduction::mean ? grad_loss[0] / static_cast<float>(a.rows) : grad_loss[0];
-  const int64_t bytes = 3 * a.rows * a.classes * static_cast<int64_t>(sizeof(T));
-  parallel_chunks(row_chunks(a.rows), bytes, [&](int64_t chunk) {
+  const int64_t bytes = a.rows * a.classes * static_cast<int64_t>(sizeof(T));
+  prefer_huge_pages(grad_p, bytes);
+  prefer_huge_pages(grad_q, bytes);
+  parallel_chunks(row_chunks(a.rows), 3 * bytes, [&](int64_t chunk) {
     const int64_t end = std::min(a.rows, (chunk + 1) * kRowsPerChunk);
     for (int64_t i = chunk * kRowsPerChunk; i < end; i += kLanes) {
       const int64_t count = std::min(kLanes, end - i);

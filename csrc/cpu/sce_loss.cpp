@@ -9,6 +9,7 @@
 
 #include <type_traits>
 
+#include "huge_pages.h"
 #include "row_reduce.h"
 #include "sce_row.h"
 
@@ -83,7 +84,9 @@ void backward(const SceLossArgs& a, Reduction reduction, const float* grad_loss,
   const T* logits = static_cast<const T*>(a.logits);
   const float factor = reduction == Reduction::mean ? 1.0f / static_cast<float>(a.rows) : 1.0f;
   const int64_t grad_stride = reduction == Reduction::none ? 1 : 0;
-  parallel_chunks(row_chunks(a.rows), 2 * a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
+  const int64_t bytes = a.rows * a.classes * static_cast<int64_t>(sizeof(T));
+  prefer_huge_pages(grad, bytes);
+  parallel_chunks(row_chunks(a.rows), 2 * bytes, [&](int64_t chunk) {
     const int64_t end = std::min(a.rows, (chunk + 1) * kRowsPerChunk);
     Scales scale;
     for (int64_t i = chunk * kRowsPerChunk; i < end; i += kLanes) {

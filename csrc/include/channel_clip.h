@@ -17,6 +17,7 @@
 
 #include "channel_layout.h"
 #include "dtype.h"
+#include "huge_pages.h"
 #include "isa.h"
 #include "parallel.h"
 
@@ -148,6 +149,7 @@ void clip_forward(const ChannelLayout& layout, const T* x, const ChannelValues& 
   auto* const mixed_block = choose_clip_block<T, kAffine, false>(pass != nullptr, clip != nullptr);
   auto* const channel_block = choose_clip_block<T, kAffine, true>(pass != nullptr, clip != nullptr);
   const int64_t bytes = layout.numel * static_cast<int64_t>(sizeof(T));
+  prefer_huge_pages(y, bytes);
   parallel_chunks((layout.numel + kChunk - 1) / kChunk, 2 * bytes, [&](int64_t chunk) {
     float bounds[kBlock], scales[kBlock], shifts[kBlock];
     T in[kBlock], out[kBlock];

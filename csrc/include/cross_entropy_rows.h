@@ -10,6 +10,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "huge_pages.h"
 #include "parallel.h"
 #include "row_reduce.h"
 #include "row_softmax.h"
@@ -126,6 +127,7 @@ template <class T, class Rule>
 double sum_cross_entropy(const LabelledRows& a, const Rule& rule, float* each, float* stats, T* grad) {
   const T* logits = static_cast<const T*>(a.logits);
   const int64_t bytes = a.rows * a.classes * static_cast<int64_t>(sizeof(T));
+  prefer_huge_pages(grad, bytes);
   return sum_over_rows(a.rows, bytes, each, [&](int64_t begin, int64_t count, float* values) {
     const T* z = logits + begin * a.row_stride;
     const int64_t* target = a.target + begin;
@@ -180,8 +182,9 @@ template <class T, class Rule>
 void cross_entropy_gradient(const LabelledRows& a, const Rule& rule, const float* grad_loss, int64_t grad_stride,
                             const float* stats, T* grad) {
   const T* logits = static_cast<const T*>(a.logits);
-  const int64_t bytes = 2 * a.rows * a.classes * static_cast<int64_t>(sizeof(T));
-  parallel_chunks(row_chunks(a.rows), bytes, [&](int64_t chunk) {
+  const int64_t bytes = a.rows * a.classes * static_cast<int64_t>(sizeof(T));
+  prefer_huge_pages(grad, bytes);
+  parallel_chunks(row_chunks(a.rows), 2 * bytes, [&](int64_t chunk) {
     const int64_t end = std::min(a.rows, (chunk + 1) * kRowsPerChunk);
     for (int64_t i = chunk * kRowsPerChunk; i < end; i += kLanes) {
       const int64_t count = std::min(kLanes, end - i);

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bdfast.errors import message
+from bdfast.nn.normalize import statistics
 
 __all__ = [
     "Metrics",
@@ -329,8 +330,8 @@ def predict(
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device=images.device))
     device = torch.device(weight.device if device is None else device)
     scale = None
-    if normalize is not None:
-        scale = [torch.tensor(part, dtype=torch.float32, device=device)[:, None, None] for part in normalize]
+    if (parts := statistics("predict", normalize)) is not None:
+        scale = [torch.tensor(part, dtype=torch.float32, device=device)[:, None, None] for part in parts]
     classes = torch.empty(len(images), dtype=torch.int64, device=device)
     with _eval_mode(model), torch.no_grad():
         for start in range(0, len(images), batch_size):
@@ -363,9 +364,10 @@ def _check_predict(
         raise ValueError(message(where, "images", expected, _describe(images), "pass a batch, channels first"))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(message(where, "batch_size", "a positive integer", repr(batch_size), "pass e.g. 512"))
-    if normalize is not None:
-        lengths = [len(part) for part in normalize]
-        if len(lengths) != 2 or any(length not in (1, images.shape[1]) for length in lengths):
+    scale = statistics(where, normalize)
+    if scale is not None:
+        lengths = [len(part) for part in scale]
+        if any(length not in (1, images.shape[1]) for length in lengths):
             expected = f"(mean, std) of 1 or {images.shape[1]} numbers each"
             raise ValueError(message(where, "normalize", expected, f"lengths {lengths}", "one number a channel"))
 

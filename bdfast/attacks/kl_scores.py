@@ -30,6 +30,7 @@ from bdfast.attacks.masked_pgd import MaskedPGD, Objective
 from bdfast.data.dataset import check_labels
 from bdfast.data.source import Source, to_floats
 from bdfast.errors import message
+from bdfast.nn.normalize import statistics
 from bdfast.ops import kl_divergence
 from bdfast.runtime.batching import auto_batch_size
 from bdfast.runtime.chunks import ChunkStore, Columns, backing_off, in_chunks, note_of
@@ -180,6 +181,7 @@ def kl_scores(
         )
     source = Source("kl_scores", data, "data")
     chosen = _check_ids(ids, len(source))
+    normalize = statistics("kl_scores", normalize)
     place = model_device(model) if device is None else usable_device("kl_scores", device)
     ranks = Ranks.joined() if distributed else Ranks()
     with ExitStack() as stack:
@@ -246,7 +248,7 @@ class KLScorer:
         device: torch.device,
     ) -> None:
         def frozen(precision: Precision) -> FrozenModel:
-            options = {"normalize": normalize, "compile": config.compile, "device": device}
+            options = {"normalize": normalize, "compile": config.compile, "device": device, "where": "kl_scores"}
             return stack.enter_context(FrozenModel(model, precision, **options))  # type: ignore[arg-type]
 
         self._config = config
@@ -342,8 +344,8 @@ def _fingerprint(
 ) -> str:
     """What the scores depend on; of the data, its size and the two ends of what is asked for."""
     ends = source.read(ids[[0, -1]])
-    statistics = [torch.tensor(numbers) for numbers in normalize or ()]
-    return fingerprint("kl_scores", config, (*model.state_dict().values(), *statistics, ids, *ends))
+    scale = [torch.tensor(numbers) for numbers in normalize or ()]
+    return fingerprint("kl_scores", config, (*model.state_dict().values(), *scale, ids, *ends))
 
 
 def _check_ids(ids: Tensor | None, count: int) -> Tensor:

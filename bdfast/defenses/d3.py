@@ -201,7 +201,8 @@ def d3(
             file of another run is refused.
 
     Returns:
-        :class:`D3Result`. Model, train/eval mode, requires_grad flags, random state of the caller are as before.
+        :class:`D3Result`. Model, train/eval mode, requires_grad flags, random state of the caller are as before. Its
+        hooks too; meanwhile those rest that only watch, and those on gradients.
 
     Warns:
         UserWarning: a class without a clean sample, a warm-up that cannot move or project.

@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bdfast.errors import message
+
 
 class LastLayer:
     """Reads what goes into a network's last linear layer; a context, since it hangs a hook on it.
+
+    Raises:
+        ValueError: when called, a network that does not call that layer.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -34,7 +39,9 @@ class LastLayer:
         self._hidden: Tensor | None = None
         output = self._forward(images)
         logits: Tensor = getattr(output, "logits", output)
-        assert self._hidden is not None
+        if self._hidden is None:
+            expected, got = "a network that calls its last linear layer", "one that does not, or a compiled one"
+            raise ValueError(message("pad_ft", "model", expected, got, "pass the module itself, not a compiled one"))
         return self._hidden, logits
 
     @torch.no_grad()

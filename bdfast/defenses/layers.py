@@ -33,7 +33,7 @@ def select_layers(
         (['2', '4'], ['0', '4'])
     """
     if layers == "classifier":
-        chosen: dict[str, nn.Linear | nn.Conv2d] = dict(classifier_layers(model))
+        chosen: dict[str, nn.Linear | nn.Conv2d] = dict(classifier_layers(model, where))
     else:
         chosen = {}
         for name in layers:

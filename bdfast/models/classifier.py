@@ -23,7 +23,7 @@ _TRANSPARENT = (
 )
 
 
-def classifier_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+def classifier_layers(model: nn.Module, where: str = "classifier_layers") -> list[tuple[str, nn.Linear]]:
     """The trailing run of ``nn.Linear`` in module order, with the names that ``model.get_submodule`` takes.
 
     The run is interrupted by anything but activations, dropout, flatten and identity. What stands behind the last
@@ -48,10 +48,10 @@ def classifier_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
         elif next(module.parameters(), None) is not None:
             got = f"{type(module).__name__} (`{name}`)"
             remedy = "name the layers to use explicitly"
-            raise ValueError(message("classifier_layers", "model", "a model that ends in nn.Linear", got, remedy))
+            raise ValueError(message(where, "model", "a model that ends in nn.Linear", got, remedy))
     if not run:
         remedy = "name the layers to use explicitly"
-        raise ValueError(message("classifier_layers", "model", "a model that ends in nn.Linear", "none", remedy))
+        raise ValueError(message(where, "model", "a model that ends in nn.Linear", "none", remedy))
     return run
 
 

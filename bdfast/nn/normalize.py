@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from bdfast.errors import message
 
 _PREFIX = "model."
+
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, std), one number a channel."""
 
 
 class Normalize(nn.Module):
@@ -43,7 +46,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
         super().__init__()
-        means, stds = _channels("mean", mean), _channels("std", std)
+        means, stds = _channels("Normalize", "mean", mean), _channels("Normalize", "std", std)
         if len(means) != len(stds):
             got = f"{len(means)} and {len(stds)}"
             raise ValueError(message("Normalize", "std", "as many numbers as `mean`", got, "pass one per channel"))
@@ -129,10 +132,40 @@ def _normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (images - mean.to(images.dtype)) / std.to(images.dtype)
 
 
-def _channels(argument: str, value: float | Sequence[float]) -> list[float]:
-    numbers = [float(x) for x in (value if isinstance(value, Sequence) else [value])]
+def statistics(where: str, normalize: object) -> Statistics | None:
+    """``(mean, std)`` as a function was given them, as tuples of floats; None stays None.
+
+    Args:
+        where: the function on whose behalf this happens; it opens the messages.
+        normalize: a pair of numbers, sequences, arrays or tensors, such as :func:`bdfast.data.normalization` returns.
+
+    Raises:
+        TypeError: it is no pair, or its parts are not numbers.
+        ValueError: a number is not finite.
+
+    Example:
+        >>> statistics("example", (0.5, torch.tensor([0.25, 0.5])))
+        ((0.5,), (0.25, 0.5))
+    """
+    if normalize is None:
+        return None
+    if not isinstance(normalize, (tuple, list)) or len(normalize) != 2:
+        expected, remedy = "a pair (mean, std), one number a channel each", "see bdfast.data.normalization"
+        raise TypeError(message(where, "normalize", expected, f"{normalize!r:.80}", remedy))
+    mean, std = (
+        _channels(where, f"normalize: {name}", part) for name, part in zip(("mean", "std"), normalize, strict=True)
+    )
+    return tuple(mean), tuple(std)
+
+
+def _channels(where: str, argument: str, value: object) -> list[float]:
+    try:
+        numbers: list[float] = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError):
+        remedy = "pass one per channel"
+        raise TypeError(message(where, argument, "numbers", f"{value!r:.80}", remedy)) from None
     if not numbers or not all(map(math.isfinite, numbers)):
-        raise ValueError(message("Normalize", argument, "finite numbers", f"{value}", "pass one per channel"))
+        raise ValueError(message(where, argument, "finite numbers", f"{value}", "pass one per channel"))
     return numbers
 
 

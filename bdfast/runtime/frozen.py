@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from bdfast.errors import message
-from bdfast.nn.normalize import normalized
+from bdfast.nn.normalize import normalized, statistics
 from bdfast.runtime.bfloat16 import InBfloat16
 from bdfast.runtime.folding import FoldReport, fold
 from bdfast.runtime.guard import model_device, usable_device
-from bdfast.runtime.outputs import logits_of
+from bdfast.runtime.hooks import silence_hooks
+from bdfast.runtime.outputs import first_pass, logits_of
 from bdfast.runtime.precision import PRECISIONS, Precision
 
 LossFunction: TypeAlias = Callable[[Tensor], Tensor]
@@ -41,6 +42,7 @@ class FrozenModel:
         fold: fold batch norms.
         compile: run through ``torch.compile``; the first call of each batch size then takes long.
         device: where to run; None is where the model is.
+        where: the function on whose behalf this happens; it opens the messages.
 
     Attributes:
         device: where the copy is.
@@ -67,21 +69,21 @@ class FrozenModel:
         fold: bool = True,
         compile: bool = False,
         device: str | torch.device | None = None,
+        where: str = "FrozenModel",
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(
-                message("FrozenModel", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module")
-            )
+            raise TypeError(message(where, "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
         if precision not in PRECISIONS:
             raise ValueError(
-                message("FrozenModel", "precision", " or ".join(PRECISIONS), repr(precision), "choose one of them")
+                message(where, "precision", " or ".join(PRECISIONS), repr(precision), "choose one of them")
             )
-        self.device = model_device(model) if device is None else usable_device("FrozenModel", device)
+        self.device = model_device(model) if device is None else usable_device(where, device)
         self.precision: Precision = precision
+        self._where = where
         self.report = FoldReport(reason="not asked for" if not fold else "not called yet")
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._fold, self._compile = fold, compile
-        self._source: nn.Module | None = _frozen_copy(model, normalize, self.device)
+        self._source: nn.Module | None = _frozen_copy(where, model, normalize, self.device)
         self._forward: Callable[[Tensor], Any] | None = None
 
     def __enter__(self) -> FrozenModel:
@@ -138,7 +140,7 @@ class FrozenModel:
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
             got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             remedy = "divide uint8 images by 255"
-            raise ValueError(message("FrozenModel", "x", "float images [N, C, H, W]", got, remedy))
+            raise ValueError(message(self._where, "x", "float images [N, C, H, W]", got, remedy))
         with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
             yield
 
@@ -146,12 +148,15 @@ class FrozenModel:
         x = x.to(torch.float32).contiguous(memory_format=self._memory_format)
         if self._forward is None:
             self._forward = self._prepare(x.detach()[:_PROBE])
-        return logits_of("FrozenModel", self._forward(x), len(x)).float()
+        return logits_of(self._where, self._forward(x), len(x)).float()
 
     def _prepare(self, probe: Tensor) -> Callable[[Tensor], Any]:
         if self._source is None:
-            raise RuntimeError(message("FrozenModel", "self", "an open model", "one that was closed", "open another"))
+            raise RuntimeError(message(self._where, "self", "an open model", "one that was closed", "open another"))
         network = self._source
+        with first_pass(self._where, probe), torch.no_grad():
+            network(probe)
+        silence_hooks(network, lambda: logits_of(self._where, network(probe), len(probe)))
         if self._fold and len(probe):
             network, self.report = fold(network, probe)
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
@@ -162,6 +167,7 @@ class FrozenModel:
 
 
 def _frozen_copy(
+    where: str,
     model: nn.Module,
     normalize: tuple[float | Sequence[float], float | Sequence[float]] | None,
     device: torch.device,
@@ -172,8 +178,9 @@ def _frozen_copy(
         except Exception as error:  # whatever a module's own __deepcopy__ may raise
             got, remedy = f"{type(error).__name__}: {error}", "give it tensors and modules that can be copied"
             expected = "a model that copy.deepcopy can copy"
-            raise ValueError(message("FrozenModel", "model", expected, got, remedy)) from error
-        work = (work if normalize is None else normalized(work, *normalize)).to(device, torch.float32).eval()
+            raise ValueError(message(where, "model", expected, got, remedy)) from error
+        scale = statistics(where, normalize)
+        work = (work if scale is None else normalized(work, *scale)).to(device, torch.float32).eval()
         for p in work.parameters():
             p.grad = None
             p.requires_grad_(False)

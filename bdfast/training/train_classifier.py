@@ -177,7 +177,7 @@ def train_classifier(
         raise RuntimeError(message("train_classifier", "distributed", expected, "none", remedy))
     with workspace(
         "train_classifier", model, data, config, normalize=normalize, inplace=True,
-        channels_last=config.channels_last, compiled=config.compile, ranks=ranks,
+        channels_last=config.channels_last, compiled=config.compile, quiet=False, ranks=ranks,
     ) as work:  # fmt: skip
         parameters = [p for p in work.model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(

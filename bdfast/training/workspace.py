@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from bdfast.data import as_tensors, check_labels
 from bdfast.errors import message
-from bdfast.nn import normalized
+from bdfast.nn.normalize import normalized, statistics
 from bdfast.runtime.determinism import chosen_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
-from bdfast.runtime.outputs import logits_of
+from bdfast.runtime.hooks import quiet_hooks
+from bdfast.runtime.outputs import first_pass, logits_of
 from bdfast.runtime.progress import Stopwatch
 from bdfast.runtime.ranks import ALONE, Ranks
 from bdfast.runtime.resident import Augment, ResidentData
@@ -61,6 +62,7 @@ def workspace(
     inplace: bool = False,
     channels_last: bool = False,
     compiled: bool = False,
+    quiet: bool = True,
     ranks: Ranks = ALONE,
 ) -> Iterator[Workspace]:
     """Check model and data, then open a :class:`Workspace`; on leaving, the caller's world is as before.
@@ -76,6 +78,7 @@ def workspace(
         inplace: train ``model`` itself.
         channels_last: memory format of model and batches.
         compiled: run the training step's forward and backward through ``torch.compile``.
+        quiet: hooks that only watch rest (:mod:`bdfast.runtime.hooks`).
         ranks: processes that train ``model`` together, on the same data, which all of them hold; when the block ends,
             all have the weights and the buffers of rank 0.
 
@@ -85,6 +88,7 @@ def workspace(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(message(where, "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+    scale = statistics(where, normalize)
     place = None if device is None else usable_device(where, device)
     actual = place or model_device(model)
     watch = Stopwatch(actual)
@@ -97,8 +101,8 @@ def workspace(
             check_weights(where, work)
             images, labels = as_tensors(data, where, argument)
             resident = _resident(work, images, labels, options.augment, channels_last)
-            forward: nn.Module = work if normalize is None else normalized(work, *normalize).to(resident.device)
-            num_classes = _count_classes(where, forward, resident)
+            plain: nn.Module = work if scale is None else normalized(work, *scale).to(resident.device)
+            num_classes = _probe(where, plain, resident).shape[1]
             check_labels(labels, num_classes, where, f"{argument}: labels")
             _warn_of_empty_classes(where, argument, labels, num_classes)
             for p in work.parameters():
@@ -106,8 +110,10 @@ def workspace(
             if channels_last:
                 work.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             check_same(where, argument, options, resident.images, resident.labels, ranks)
-            forward = training_forward(forward, ranks, compiled)
-        yield Workspace(work, forward, resident, num_classes, watch, ranks)
+            rest = quiet_hooks(work, lambda: _probe(where, plain, resident)) if quiet else nullcontext()
+            forward = training_forward(plain, ranks, compiled)
+        with rest:
+            yield Workspace(work, forward, resident, num_classes, watch, ranks)
         ranks.copy_(work.buffers())
 
 
@@ -132,11 +138,14 @@ def _resident(model: nn.Module, images: Tensor, labels: Tensor, augment: Any, ch
 
 
 @torch.no_grad()
-def _count_classes(where: str, forward: nn.Module, data: ResidentData) -> int:
+def _probe(where: str, forward: nn.Module, data: ResidentData) -> Tensor:
+    """Logits of the first two samples, in eval mode."""
     modes = [(module, module.training) for module in forward.modules()]
     try:
         x, _, _ = next(data.batches(2, shuffle=False, epoch_seed=0))
-        return logits_of(where, forward.eval()(x), len(x)).shape[1]
+        with first_pass(where, x):
+            output = forward.eval()(x)
+        return logits_of(where, output, len(x))
     finally:
         for module, training in modes:
             module.training = training

@@ -29,7 +29,7 @@ from bdfast.defenses.last_layer import LastLayer
 from bdfast.errors import message
 from bdfast.files import atomic_write
 from bdfast.models import classifier_layers
-from bdfast.nn import normalized
+from bdfast.nn.normalize import Statistics, normalized, statistics
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.frozen import FrozenModel
 from bdfast.runtime.guard import model_device
@@ -50,7 +50,7 @@ class Run:
     images: Tensor  # [N, C, H, W]
     labels: Tensor  # [N] int64, on the CPU
     config: AdvrBDConfig
-    normalize: Normalization | None
+    normalize: Statistics | None
     is_poisoned: Tensor | None  # [N] bool, on the CPU
     callback: Callback | None
     folder: Path | None
@@ -106,16 +106,14 @@ class Run:
         )  # fmt: skip
         folder = None if self.folder is None else self.folder / f"scores_{number}"
         with self.watch("partition"):
-            table = kl_scores(
-                model, (self.images, self.labels), options, normalize=_as_tuples(self.normalize), checkpoint=folder
-            )
+            table = kl_scores(model, (self.images, self.labels), options, normalize=self.normalize, checkpoint=folder)
         scores: Tensor = table.scores.cpu()
         return scores
 
     def logits(self, model: nn.Module) -> Tensor:
         """Logits of the whole set, float32 ``[N, K]`` on the CPU."""
         place = torch.empty(0, device=model_device(model))
-        with FrozenModel(model, normalize=_as_tuples(self.normalize)) as frozen:
+        with FrozenModel(model, normalize=self.normalize, where="advrbd") as frozen:
             return torch.cat([frozen.logits(to_floats(part, place)).cpu() for part in self._parts()])
 
     def predictions(self, model: nn.Module) -> Tensor:
@@ -181,7 +179,7 @@ class Run:
 
     @torch.no_grad()
     def _view(self, network: nn.Module) -> ContentView:
-        _, layer = classifier_layers(network)[-1]
+        _, layer = classifier_layers(network, "advrbd")[-1]
         place = next(p for p in network.parameters() if p.is_floating_point()).detach().flatten()[:0]
         features, logits = [], []
         network.eval()
@@ -228,13 +226,14 @@ def open_run(
     if config.rank == "oracle" and truth is None:
         got, remedy = "no ground truth", "pass ground_truth=..., or another rank: a defender does not have it"
         raise ValueError(message("advrbd", "ground_truth", 'bool [N] for rank="oracle"', got, remedy))
-    run = Run(factory, images, labels, config, normalize, truth, callback, None, Stopwatch(torch.device("cpu")))
+    scale = statistics("advrbd", normalize)
+    run = Run(factory, images, labels, config, scale, truth, callback, None, Stopwatch(torch.device("cpu")))
     with isolated_rng(stream_seed(config.seed, "global")), torch.inference_mode(False):
         model = run.fresh("warm_up")
         run.watch = Stopwatch(model_device(model))
         with run.watch("setup"):
             probe = to_floats(images[:2], torch.empty(0, device=model_device(model)))
-            with FrozenModel(model, normalize=_as_tuples(normalize)) as frozen:
+            with FrozenModel(model, normalize=run.normalize, where="advrbd") as frozen:
                 run.num_classes = frozen.logits(probe).shape[1]
             check_labels(labels, run.num_classes, "advrbd", "poisoned_data: labels")
             if checkpoint is not None:
@@ -267,10 +266,6 @@ def _open_folder(folder: Path, run: Run) -> Path:
 class _Identity:
     config: dict[str, Any]
     normalize: str
-
-
-def _as_tuples(normalize: Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    return None if normalize is None else (tuple(normalize[0]), tuple(normalize[1]))
 
 
 def _check_truth(ground_truth: Tensor | None, data: object, count: int) -> Tensor | None:

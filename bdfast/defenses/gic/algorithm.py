@@ -46,6 +46,7 @@ from bdfast.defenses.gic.config import GICConfig
 from bdfast.defenses.gic.guide import Guide
 from bdfast.defenses.gic.imprint import ImprintReport, check_imprint
 from bdfast.errors import message
+from bdfast.nn.normalize import statistics
 from bdfast.runtime.determinism import deterministic_kernels, stream_seed
 from bdfast.runtime.progress import Callback, Record, Stopwatch
 from bdfast.training.results import _plain
@@ -155,7 +156,8 @@ def _calibrated(
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
     # 1. The victim as a guide.
-    guide = Guide(model, w_bn=config.w_bn, precision=config.precision, normalize=normalize, device=device)
+    scale = statistics("gic", normalize)
+    guide = Guide(model, w_bn=config.w_bn, precision=config.precision, normalize=scale, device=device)
     watch = Stopwatch(guide.device)
     # 2. g, and g(x).
     with watch("calibrate"), deterministic_kernels(config.deterministic, guide.device):

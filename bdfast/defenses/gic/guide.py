@@ -55,7 +55,7 @@ class Guide:
         values = [value.detach().clone() for value in model.state_dict().values() if isinstance(value, Tensor)]
         self._state = (*values, torch.tensor(normalize or ()).float())
         network = _WithStatistics(copy.deepcopy(model)) if w_bn > 0 else model
-        self._frozen = FrozenModel(network, precision, normalize=normalize, fold=w_bn == 0, device=device)
+        self._frozen = FrozenModel(network, precision, normalize=normalize, fold=w_bn == 0, device=device, where="gic")
         self.device = self._frozen.device
 
     def logits(

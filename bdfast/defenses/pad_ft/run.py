@@ -17,11 +17,13 @@ from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.defenses.pad_ft.scores import Scores, score
 from bdfast.errors import message
 from bdfast.models import classifier_layers
-from bdfast.nn import clip_activations, normalized
+from bdfast.nn import clip_activations
 from bdfast.nn.clip_activations import ClippedModel
+from bdfast.nn.normalize import normalized, statistics
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
-from bdfast.runtime.outputs import logits_of
+from bdfast.runtime.hooks import quiet_hooks
+from bdfast.runtime.outputs import first_pass, logits_of
 from bdfast.runtime.precision import Autocast
 from bdfast.runtime.progress import Stopwatch
 from bdfast.runtime.ranks import ALONE, Ranks
@@ -136,6 +138,7 @@ def open_run(
     """Check everything before any work; on leaving, the caller's world is as before."""
     if not isinstance(model, nn.Module):
         raise TypeError(message("pad_ft", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+    normalize = statistics("pad_ft", normalize)
     place = None if device is None else usable_device("pad_ft", device)
     actual = place or model_device(model)
     watch = Stopwatch(actual)
@@ -149,10 +152,12 @@ def open_run(
             source = Source("pad_ft", data)
             is_poisoned = _check_truth(ground_truth, data, len(source))
             weight = next(p for p in work.parameters() if p.is_floating_point())
-            name, _ = classifier_layers(work.eval())[-1]
+            name, _ = classifier_layers(work.eval(), "pad_ft")[-1]
             run = Run(work, source, 0, name, normalize, weight.detach().flatten()[:0], is_poisoned, watch)
-            run.num_classes = _count_classes(run)
-        yield run
+            run.num_classes = _probe(run).shape[1]
+            rest = quiet_hooks(work, lambda: _probe(run))
+        with rest:
+            yield run
         if isinstance(run.work, ClippedModel):
             run.work.training = model.training
             for site in run.work.sites.values():
@@ -169,19 +174,21 @@ class _ScoreRun:
 
 
 @torch.no_grad()
-def _count_classes(run: Run) -> int:
-    """K, and that the logits are what the last linear layer puts out."""
+def _probe(run: Run) -> Tensor:
+    """Logits of the first two samples, which have to be what the last linear layer puts out."""
     images, _ = run.source.read(range(min(2, len(run.source))))
     with LastLayer(run.forward, run.layer) as features:
-        hidden, output = features(to_floats(images, run.place))
+        x = to_floats(images, run.place)
+        with first_pass("pad_ft", x):
+            hidden, output = features(x)
     logits = logits_of("pad_ft", output, len(images))
-    if hidden is None or hidden.ndim != 2 or not torch.allclose(run.layer(hidden), logits, rtol=1e-3, equal_nan=True):
+    if hidden.ndim != 2 or not torch.allclose(run.layer(hidden), logits, rtol=1e-3, equal_nan=True):
         expected, got = (
             "logits that come straight from its last linear layer",
             f"something else behind `{run.layer_name}`",
         )
         raise ValueError(message("pad_ft", "model", expected, got, "return the logits themselves"))
-    return logits.shape[1]
+    return logits
 
 
 def _check_truth(ground_truth: Tensor | None, data: object, count: int) -> Tensor | None:

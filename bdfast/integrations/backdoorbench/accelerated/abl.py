@@ -79,7 +79,7 @@ def compute_loss_value(
     device = torch.device(args.device)
     batch = BATCH if device.type == "cpu" else GPU_BATCH
     losses = []
-    with FrozenModel(model_ascent, device=device) as frozen, torch.no_grad():
+    with FrozenModel(model_ascent, device=device, where="compute_loss_value") as frozen, torch.no_grad():
         for images, target, *_ in DataLoader(poisoned_data, batch_size=batch, shuffle=False):
             losses.append(F.cross_entropy(frozen.logits(images.to(device)), target.to(device), reduction="none"))
     if not losses:

@@ -16,7 +16,7 @@ namespace BDFAST_ISA_NAMESPACE {
 namespace {
 
 template <class T>
-void margins(const SceMarginArgs& a, float* margin) {
+void margins(const LabelledRows& a, float* margin) {
   const T* logits = static_cast<const T*>(a.logits);
   parallel_chunks(row_chunks(a.rows), a.rows * a.classes * static_cast<int64_t>(sizeof(T)), [&](int64_t chunk) {
     const int64_t begin = chunk * kRowsPerChunk;
@@ -30,7 +30,7 @@ void margins(const SceMarginArgs& a, float* margin) {
 
 }  // namespace
 
-int64_t sce_margin(const SceMarginArgs& args, float* margin) {
+int64_t sce_margin(const LabelledRows& args, float* margin) {
   const int64_t outside = first_label_outside(args.target, args.rows, args.classes);
   if (outside >= 0) return outside;
   visit_dtype(args.dtype, [&](auto* element) { margins<std::remove_pointer_t<decltype(element)>>(args, margin); });

@@ -81,7 +81,8 @@ def test_the_wheel_imports_in_a_fresh_environment_from_another_folder(dist: Path
         "import json, bdfast, bdfast._C as c;"
         "print(json.dumps([bdfast.__file__, c.__file__, c.version, bdfast.__version__, c.build_info]))"
     )
-    result = subprocess.run([str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run([str(python), "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     package, module, built, version, info = json.loads(result.stdout)
     for path in (package, module):

@@ -25,7 +25,9 @@ if not __package__:  # run as a file: the folder of this script is on the path, 
 import torch
 from torch import nn
 
-from bdfast.defenses import AdvrBDConfig, advrbd
+from bdfast.attacks import PoisonedData
+from bdfast.defenses import AdvrBDConfig, AdvrBDResult, advrbd
+from bdfast.defenses.advrbd.quality import auroc
 from bdfast.metrics import evaluate
 from bdfast.runtime.resident import Augment
 from bdfast.testing.tables import Table
@@ -68,7 +70,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 NOTES = """ACC/ASR in percent, of the network trained on D_clean (ASR without images of the target class; TaCT: of the
 source class). TPR/FPR: poisoned/clean samples held to be poisoned; relabelled: of poison whose label is
 wrong; leaked: poisoned samples in D_clean; kept: clean samples in D_clean, of the target class and of the
-class that loses most; purity: of what each round adds to D_c; AUROC: of the first scores; s: seconds, of a
+class that loses most; purity: of what each round adds to D_c; AUROC: of the first scores; recognised: share of all
+samples with a content margin above 0, and content AUROC: of those margins in the target class; s: seconds, of a
 machine that does other things, too."""
 
 
@@ -138,7 +141,7 @@ def judge(of: Study, cell: Cell) -> Record:
         target = str(poisoned.relabel.target)
         found = {
             **quality, "retention": retention, "retention_target": retention[target],
-            "retention_min": min(retention.values()), "rounds": result.rounds,
+            "retention_min": min(retention.values()), "rounds": result.rounds, **told_by_content(result, poisoned),
         }  # fmt: skip
     seconds = time.perf_counter() - began
     metrics = evaluate(model, data.test, poisoned.trigger(*data.test))
@@ -148,11 +151,22 @@ def judge(of: Study, cell: Cell) -> Record:
     }  # fmt: skip
 
 
+def told_by_content(result: AdvrBDResult, poisoned: PoisonedData) -> Record:
+    """Share of the samples that networks recognise which never saw their class, and how that ranks the target class."""
+    if result.content is None:
+        return {}
+    target = poisoned.labels == poisoned.relabel.target
+    return {
+        "recognised": float((result.content > 0).double().mean()),
+        "content_auroc": auroc(result.content[target], poisoned.is_poisoned[target]),
+    }
+
+
 def table(records: list[Record]) -> Table:
     """Quality of the split and ACC/ASR, in percent."""
     header = (
         "attack", "seed", "variant", "ACC/ASR", "TPR", "TPR relabelled", "FPR", "leaked", "kept of target",
-        "kept of worst", "purity by round", "AUROC", "s",
+        "kept of worst", "purity by round", "AUROC", "recognised", "content AUROC", "s",
     )  # fmt: skip
     rows = []
     for r in records:
@@ -160,11 +174,15 @@ def table(records: list[Record]) -> Table:
         cells = [r["leaked"] if n == "leaked" and n in r else in_percent(r.get(n)) for n in names]
         rounds = r.get("rounds", [])
         purity = "/".join(str(in_percent(record["purity"])) for record in rounds) or "-"
-        ranked = rounds[0]["auroc"] if rounds else None
         rates = f"{r['after']['acc']:.1f}/{r['after']['asr']:.1f}"
-        auroc = None if ranked is None else round(ranked, 2)
-        rows.append((r["attack"], r["seed"], r["variant"], rates, *cells, purity, auroc, r["seconds"]))
+        ranked = _rounded(rounds[0]["auroc"]) if rounds else None
+        content = (in_percent(r.get("recognised")), _rounded(r.get("content_auroc")))
+        rows.append((r["attack"], r["seed"], r["variant"], rates, *cells, purity, ranked, *content, r["seconds"]))
     return header, rows
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or value != value else round(value, 2)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,6 +110,17 @@ def test_cells_of_advrbd() -> None:
     assert 0 <= records[2]["retention_min"] <= records[2]["retention_target"] <= 1
     _, rows = of.table(of.ordered(records))
     assert [row[2] for row in rows] == ["undefended", "undefended, clean data", "oracle"]
+
+
+def test_what_content_tells_is_recorded() -> None:
+    of = replace(advrbd_small.made(None), data=TINY)
+    _, poisoned = of.poisoned("badnets", 0)
+    margins = torch.where(poisoned.is_poisoned, -1.0, 1.0)
+    result = SimpleNamespace(content=margins)
+    share = 1 - float(poisoned.is_poisoned.double().mean())
+    assert advrbd_small.told_by_content(result, poisoned) == {"recognised": share, "content_auroc": 1.0}  # type: ignore[arg-type]
+    result.content = None
+    assert advrbd_small.told_by_content(result, poisoned) == {}  # type: ignore[arg-type]
 
 
 def test_without_poison_the_training_set_is_the_clean_one() -> None:

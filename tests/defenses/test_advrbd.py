@@ -109,6 +109,13 @@ def test_kl_scores_tell_badnets_from_clean_samples() -> None:
     assert all(math.isfinite(record["loss"]) for record in result.history)
 
 
+def test_robust_says_where_content_tells_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(90, 1, 3, 4, generator=generator), torch.arange(90) % 3
+    with pytest.warns(UserWarning, match="recognise .* % of its samples, and content says little"):
+        quick(noise, preset="robust", keep_dc=True, min_per_class=5)
+
+
 # --- the result ------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bdfast.defenses import AdvrBDConfig
-from bdfast.defenses.advrbd.content import ContentView, RandomErasing, content_margins, dealt
+from bdfast.defenses.advrbd.content import (
+    ContentView,
+    RandomErasing,
+    content_margins,
+    dealt,
+    warn_where_content_is_weak,
+)
 from bdfast.defenses.advrbd.identification import identify, misclassified_by
 from bdfast.defenses.advrbd.partition import both_high, partition, planned_rounds, random_scores, round_size
 from bdfast.defenses.advrbd.quality import auroc, split_quality
@@ -158,6 +165,14 @@ def test_samples_that_are_not_finite_have_no_margin_and_no_influence() -> None:
     margins = content_margins(more, torch.cat((labels, torch.tensor([2]))), [2], seeds=0.2, shrinkage=0.1)
     assert math.isnan(margins[-1].item())
     torch.testing.assert_close(margins[40:-1], plain[40:])
+
+
+def test_content_that_recognises_few_samples_is_announced() -> None:
+    with pytest.warns(UserWarning, match="recognise 25 % of its samples"):
+        warn_where_content_is_weak(torch.tensor([1.0, -1.0, 0.0, NAN]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_where_content_is_weak(torch.tensor([1.0, -1.0, 2.0, NAN]))  # half of them
 
 
 @given(st.integers(2, 120), st.integers(2, 12))

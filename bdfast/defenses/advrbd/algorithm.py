@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from bdfast.defenses.advrbd.config import AdvrBDConfig
-from bdfast.defenses.advrbd.content import dealt
+from bdfast.defenses.advrbd.content import dealt, warn_where_content_is_weak
 from bdfast.defenses.advrbd.identification import identify, misclassified_by, recovered
 from bdfast.defenses.advrbd.partition import partition, planned_rounds, round_size
 from bdfast.defenses.advrbd.quality import as_labelled, auroc, purity, split_quality
@@ -118,7 +118,8 @@ def advrbd(
         :class:`AdvrBDResult`. The random state of the caller is as before.
 
     Warns:
-        UserWarning: the enhanced network misclassifies nothing; a class without a clean sample.
+        UserWarning: the enhanced network misclassifies nothing; a class without a clean sample; content that tells few
+            samples by their class.
 
     Raises:
         TypeError, ValueError: arguments of another kind than stated; a gamma that adds no sample, or leaves none.
@@ -145,6 +146,8 @@ def advrbd(
         # 1. Warm-up on everything. [O] Networks that never saw a class say what belongs to it.
         run.train("warm_up", f, everything, epochs=config.warm_up_epochs, lr=config.warm_up_lr)
         content = run.content() if config.rank == "content" or config.content_check else None
+        if content is not None:
+            warn_where_content_is_weak(content)
 
         in_dc = torch.zeros(samples, dtype=torch.bool)
         order, records, predictions, first = [], [], [], torch.empty(0)

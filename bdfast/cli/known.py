@@ -20,7 +20,7 @@ from bdfast.cli.inputs import (
 )
 from bdfast.cli.settings import Given
 from bdfast.data import DataSplits
-from bdfast.integrations.backdoorbench.record import is_record, join_record, read_record
+from bdfast.integrations.backdoorbench.record import ATTACK_RESULT, is_record, join_record, read_record
 from bdfast.integrations.backdoorbench.stored import StoredRecord
 
 _LOADABLE = ("digits", "cifar10")  # data sets that --data knows by BackdoorBench's name
@@ -32,6 +32,10 @@ class RecordFolder:
 
     path: Path
     stored: StoredRecord
+
+    def is_named_by(self, model: str | None) -> bool:
+        """Whether a setting means the record's own victim."""
+        return model is not None and record_folder(model) == self.path
 
     def given(self) -> list[Given]:
         """Its victim, and its data set where that is known by name, as settings that others win over."""
@@ -58,19 +62,25 @@ class Known:
     notes: tuple[str, ...] = ()
 
 
+def record_folder(path: str) -> Path | None:
+    """The folder of a record that is named by itself or by the ``attack_result.pt`` in it; None for anything else."""
+    folder = Path(path).parent if Path(path).name == ATTACK_RESULT else Path(path)
+    return folder if is_record(folder) else None
+
+
 def find_folder(where: str, attack_dir: str | None, settings: Sequence[Given]) -> Folder | None:
-    """The folder that ``--attack-dir`` names, or ``--model`` if it names a record.
+    """The folder that ``--attack-dir`` names, or ``--model`` if it names a record (or the file in it).
 
     Raises:
         FileNotFoundError, ValueError: no such folder, or one that is refused.
     """
     model = next((item.value for item in reversed(settings) if item.key == "model"), None)
-    if attack_dir is None and isinstance(model, str) and is_record(model):
+    if attack_dir is None and isinstance(model, str) and record_folder(model) is not None:
         attack_dir = model
     if attack_dir is None:
         return None
-    if is_record(attack_dir):
-        return RecordFolder(Path(attack_dir), read_record(attack_dir, where=where))
+    if (folder := record_folder(attack_dir)) is not None:
+        return RecordFolder(folder, read_record(folder, where=where))
     return read_attack_folder(where, Path(attack_dir))
 
 
@@ -92,7 +102,7 @@ def load_victim(
         said = (0.0,), (1.0,)
     record = join_record(folder.path, folder.stored, train=splits.train, test=splits.test, normalize=said)
     known = Known(record.train, record.triggered, record.notes)
-    if settings.model != str(folder.path):
+    if not folder.is_named_by(settings.model):
         return load_model(where, settings, splits, data), known
     model = record.model.model.to(choose_device(where, settings.device))
     metadata = {

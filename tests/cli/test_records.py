@@ -11,7 +11,7 @@ import torch
 
 from bdfast import attacks, models
 from bdfast.data import load, read_index
-from bdfast.integrations.backdoorbench import read_artefact, read_metrics, save_record
+from bdfast.integrations.backdoorbench import convert, read_artefact, read_metrics, save_record
 from bdfast.integrations.backdoorbench.converted import sha256
 from bdfast.metrics import evaluate
 from bdfast.nn import normalized
@@ -54,6 +54,56 @@ def test_evaluate(option: str, record: Path, bdfast: Run) -> None:
     assert rates["n_eligible"] == expected.n_eligible
 
 
+@pytest.fixture(scope="module")
+def converted(record: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("converted")
+    convert(record, folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["record", "file", "slash", "converted"])
+def test_a_record_is_named_by_its_folder_or_its_file(
+    form: str, record: Path, converted: Path, bdfast: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(record.parent)
+    name = {
+        "record": "badnet_0_1",
+        "file": "badnet_0_1/attack_result.pt",
+        "slash": "badnet_0_1/",
+        "converted": converted,
+    }
+    rates = [bdfast("evaluate", option, name[form], *BASE, "--json").out for option in ("--model", "--attack-dir")]
+    assert rates == [bdfast("evaluate", "--model", record, *BASE, "--json").out] * 2
+    assert json.loads(rates[0])["model"]["asr"] is not None
+
+
+FEW = {
+    "d3": ["epochs=1"], "ft": ["epochs=1"], "ft-sam": ["epochs=1"], "pad-ft": ["clip_epochs=1", "epochs=1"],
+    "gic": ["steps=1"], "gic+d3": ["gic_steps=1", "epochs=1"],
+    "advrbd": ["epochs=1", "warm_up_epochs=1", "rounds=1", "steps=1", "enhance_epochs=1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defense", FEW)
+def test_every_defense_takes_a_record(defense: str, converted: Path, bdfast: Run, tmp_path: Path) -> None:
+    few = [word for setting in FEW[defense] for word in ("--set", setting)]
+    words = ["--attack-dir", converted, *BASE, *few, "--reserve", "40", "--report", "none", "--out", tmp_path / "out"]
+    outcome = bdfast("defend", defense, *words)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "out" / ("images.npy" if defense == "gic" else "model.safetensors")).is_file()
+
+
+@pytest.mark.parametrize("score", ["sce", "advrbd"])
+def test_every_score_takes_a_record(score: str, record: Path, converted: Path, bdfast: Run, tmp_path: Path) -> None:
+    for number, source in enumerate((record, converted)):
+        words = ["--attack-dir", source, *BASE, "--report", "none", "--out", tmp_path / f"out{number}"]
+        outcome = bdfast("score", score, *words)
+        assert outcome.code == 0, outcome.err
+    tables = [(tmp_path / f"out{number}" / "scores.csv").read_bytes() for number in (0, 1)]
+    assert tables[0] == tables[1]
+    assert json.loads((tmp_path / "out0" / "summary.json").read_text())["poisoned"] == 20
+
+
 def test_evaluate_needs_the_whole_base_set(record: Path, bdfast: Run) -> None:
     outcome = bdfast("evaluate", "--model", record)
     assert outcome.code == 2
@@ -67,6 +117,15 @@ def test_convert_then_defend(record: Path, bdfast: Run, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert not (tmp_path / "converted" / "defense").exists()
+
+
+def test_doctor_shows_nothing_that_a_terminal_obeys(bdfast: Run, tmp_path: Path) -> None:
+    torch.save({"model": {"\x1b[2Ja": torch.ones(1) / 0}, "note\x1b[2J": "\x1b]0;title\x07"}, tmp_path / "x.pt")
+    outcome = bdfast("doctor", "--artefact", tmp_path / "x.pt")
+    assert outcome.code == 2
+    assert "?[2Ja" in outcome.out
+    assert "?]0;title?" in outcome.out
+    assert all(line.isprintable() for line in outcome.out.splitlines())
 
 
 @pytest.mark.parametrize("defense", ["ft", "pad-ft"])

@@ -278,7 +278,7 @@ def record_path(where: str, folder: Folder | None) -> Path:
     if not isinstance(folder, RecordFolder):
         expected = "a record of BackdoorBench to write into"
         raise ValueError(message(where, "--record", expected, "none", "pass --attack-dir record/NAME"))
-    return folder.path if folder.path.is_dir() else folder.path.parent
+    return folder.path
 
 
 def write_into_record(target: Path, defense: Defense, job: Job, result: Any, before: Metrics, after: Metrics) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ MAX_CONFIG_BYTES = 1 << 20
 _META = ("bdfast", "command")  # what a saved config says besides its settings
 
 Group = TypeVar("Group")
+
+_SHORT = reprlib.Repr()  # aliases of YAML can make a value whose whole text never ends
+_SHORT.maxstring = _SHORT.maxother = 160
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ def resolve(where: str, group: type[Group], settings: Sequence[Given], known: Se
             expected = describe(hints[item.key])
             default = own[item.key].default
             remedy = "correct it" if default in (MISSING, None) else f"the default is {default}"
-            raise ValueError(message(where, item.source, expected, repr(item.value), remedy)) from error
+            raise ValueError(message(where, item.source, expected, _SHORT.repr(item.value), remedy)) from error
     return group(**values)
 
 

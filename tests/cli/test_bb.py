@@ -84,12 +84,38 @@ def test_errors(words: list[str], says: str, checkout: Path, bdfast: Run) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["- 1\n", "1: 2\n", "a: [\n", "x" * (1 << 21)], ids=["list", "number", "damaged", "large"]
+    "text",
+    ["- 1\n", "1: 2\n", "a: [\n", "x" * (1 << 21), "a: &a [*a]\n", "a: [[1], 2]\n", "a: {b: 1}\n"],
+    ids=["list", "number", "damaged", "large", "itself", "nested", "mapping"],
 )
 def test_broken_yaml(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ValueError, match="`--yaml_path` expected"):
         merge("bb", "d3", {"yaml_path": str(tmp_path / "x.yaml"), "result_file": "x"})
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("ratio: abc", "`--ratio` expected a share in"),
+        ("ratio: 0", "`--ratio` expected a share in"),
+        ("ratio: true", "`--ratio` expected a share in"),
+        ("index: 5", "`--index` expected a file of indices, got 5"),
+        ("result_file: 5", "`--result_file` expected the name of a record"),
+    ],
+)
+def test_values_of_another_kind(line: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(f"result_file: x\n{line}\n" if "result" not in line else line)
+    with pytest.raises(ValueError, match=says):
+        merge("bb", "d3", {"yaml_path": str(tmp_path / "x.yaml")})
+
+
+def test_a_bomb_of_aliases_ends_at_once(tmp_path: Path) -> None:
+    """Nine levels of nine references each: a kilobyte whose text would fill a disk."""
+    levels = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))]
+    (tmp_path / "x.yaml").write_text("\n".join([*levels, "lr_scheduler: *a9", "result_file: x"]))
+    with pytest.raises(ValueError, match="more below `a1`"):
+        merge("bb", "d3", {"yaml_path": str(tmp_path / "x.yaml")})
 
 
 def test_translate() -> None:

@@ -316,6 +316,8 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     "flag of 2": ("bd_train/poison_indicator", np.full(120, 2), "poison_indicator[0]"),
     "flags in a square": ("bd_train/poison_indicator", np.zeros((12, 10)), "poison_indicator"),
     "NaN as a flag": ("bd_train/poison_indicator", np.full(120, np.nan), "poison_indicator[0]"),
+    "flags in half precision": ("bd_train/poison_indicator", torch.full((120,), 0.5).bfloat16(), "poison_indicator[0]"),
+    "flags of several lengths": ("bd_train/poison_indicator", [[1], [1, 0]], "bd_train.poison_indicator"),
     "flags too short": ("bd_train/poison_indicator", np.zeros(7, int), "original_index_array[7]"),
     "negative index": ("bd_test/original_index_array", np.array([-1]), "original_index_array[0]"),
     "index beyond the set": ("bd_test/original_index_array", np.array([60]), "original_index_array[0]"),
@@ -432,7 +434,7 @@ def test_converted_files_are_hashed(file: str, record_in_memory: Path, tmp_path:
     data = bytearray((tmp_path / file).read_bytes())
     data[-1] ^= 1
     (tmp_path / file).write_bytes(bytes(data))
-    with pytest.raises(ArtefactError, match=f"{file}: SHA-256"):
+    with pytest.raises(ArtefactError, match=f"{file}: SHA-256` expected [0-9a-f]{{64}}, got another"):
         read_record(tmp_path)
     (tmp_path / file).unlink()
     with pytest.raises(FileNotFoundError, match=file):
@@ -466,6 +468,18 @@ def test_broken_manifest(change: dict[str, Any], field: str, record_in_memory: P
     with pytest.raises(ValueError) as caught:
         read_record(tmp_path)
     assert f"manifest.json: {field}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("file", "says"), [("images.bin", "the 74 images that"), ("model.safetensors", "at most")])
+def test_files_that_pretend_to_be_large_are_not_read(
+    file: str, says: str, record_in_memory: Path, tmp_path: Path
+) -> None:
+    """A hole in a file costs nothing on disk; hashing 100 GiB of it would take ten minutes."""
+    convert(record_in_memory, tmp_path)
+    with (tmp_path / file).open("r+b") as stream:
+        stream.truncate(100 << 30)
+    with pytest.raises(ArtefactError, match=rf"{file}: size` expected .*{says}"):
+        read_record(tmp_path)
 
 
 def test_broken_json(record_in_memory: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bdfast.errors import message, optional_import
+from bdfast.integrations.backdoorbench.sandbox import printable
 
 MAX_YAML_BYTES = 1 << 20
 
@@ -80,7 +81,7 @@ def merge(where: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError, ValueError: a file that is named and not there, or is no mapping; no ``result_file``; a
-            scheduler or an optimizer that is not offered.
+            ``ratio`` or an ``index`` of another kind; a scheduler or an optimizer that is not offered.
     """
     default = Path(f"./config/defense/{method}/config.yaml")
     path = given.get("yaml_path") or (default if default.is_file() else None)
@@ -91,17 +92,22 @@ def merge(where: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
         merged.update(_filled(read_yaml(where, "--exp_yaml_path", Path(given["exp_yaml_path"]))))
     if not isinstance(merged.get("result_file"), str):
         raise ValueError(message(where, "--result_file", "the name of a record", "none", "pass badnet_0_1, say"))
+    ratio, index = merged["ratio"], merged.get("index")
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+        raise ValueError(message(where, "--ratio", "a share in (0, 1]", repr(ratio), "write 0.05, say"))
+    if index is not None and not isinstance(index, str):
+        raise ValueError(message(where, "--index", "a file of indices", repr(index), "pass its path"))
     for name, only in _FIXED.items():
         if merged.get(name, only) != only:
-            raise ValueError(message(where, f"--{name}", only, repr(merged[name]), "leave it out"))
+            raise ValueError(message(where, f"--{name}", only, repr(merged[name])[:80], "leave it out"))
     return merged
 
 
 def read_yaml(where: str, argument: str, path: Path) -> dict[str, Any]:
-    """A YAML mapping with text as keys.
+    """A YAML mapping of names to plain values and flat lists of them, which is all that the scripts' files hold.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, too large, damaged, or no mapping.
+        FileNotFoundError, ValueError: no such file, too large, damaged, or something else.
     """
     if not path.is_file():
         raise FileNotFoundError(message(where, argument, "a YAML file", f"{path}: no such file", "check the path"))
@@ -118,6 +124,12 @@ def read_yaml(where: str, argument: str, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         got = f"a {type(content).__name__} in {path}"
         raise ValueError(message(where, argument, "a mapping of names to values", got, "write `name: value` lines"))
+    for name, value in content.items():  # a list of lists of lists may be small in the file and endless when shown
+        if any(isinstance(item, (list, dict, set)) for item in (value if isinstance(value, list) else (value,))):
+            got = f"more below `{printable(name)}` in {path}"
+            raise ValueError(
+                message(where, argument, "values and flat lists of them", got, "write `name: value` lines")
+            )
     return content
 
 
@@ -136,7 +148,7 @@ def translate(merged: Mapping[str, Any], known: Iterable[str]) -> tuple[dict[str
         if ours in known and name not in ("model", "device", "index", "ratio"):
             settings[ours] = value
         elif name not in NAMES:
-            unused.append(name)
+            unused.append(printable(name))
     settings["reserve"] = merged.get("index") or float(merged["ratio"])
     settings["draw"] = "backdoorbench"
     return settings, unused

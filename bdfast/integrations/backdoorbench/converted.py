@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from bdfast.errors import LabelRangeError, message
 from bdfast.files import atomic_write
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError
+from bdfast.integrations.backdoorbench.sandbox import ArtefactError, Limits, printable
 from bdfast.integrations.backdoorbench.stored import (
     MAX_CLASSES,
     MAX_SAMPLES,
@@ -36,7 +37,7 @@ from bdfast.runtime.checkpoints import load_state, save_state
 
 FORMAT = "bdfast.backdoorbench/1"
 MANIFEST, MODEL, IMAGES = "manifest.json", "model.safetensors", "images.bin"
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 1 << 28
 
 
 def sha256(path: Path) -> str:
@@ -93,30 +94,58 @@ def read_converted(where: str, folder: Path) -> StoredRecord:
     path = folder / MANIFEST
     fields = Fields(where, path)
     manifest = _read_manifest(fields)
-    files = fields.mapping(manifest.get("files"), "files", (MODEL, IMAGES))
-    for name in (MODEL, IMAGES):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                message(where, str(folder / name), "a file of the record", "none", "convert it again")
-            )
-        if sha256(folder / name) != files[name]:
-            raise ArtefactError(where, folder / name, "SHA-256", "damaged", files[name], "another", "convert it again")
     num_classes = fields.integer(manifest.get("num_classes"), "num_classes", 1, MAX_CLASSES)
     shape = image_shape(fields, manifest.get("img_size"))
-    pixels = np.fromfile(folder / IMAGES, dtype=np.uint8)
-    if len(pixels) % math.prod(shape):
-        raise fields.wrong("img_size", f"whole images of {shape}", f"{len(pixels)} bytes in {IMAGES}")
-    images = torch.from_numpy(pixels).reshape(-1, shape[2], shape[0], shape[1])
-    train = manifest.get("train")
+    sets = _sets_without_images(fields, folder / IMAGES, manifest, num_classes, shape)
+    _check_hashes(fields, folder, manifest)  # of no more bytes than the manifest speaks of
+    pixels = torch.from_numpy(np.fromfile(folder / IMAGES, dtype=np.uint8)).reshape(-1, shape[2], shape[0], shape[1])
+    for name, part in sets.items():
+        first = manifest[name]["first_image"]
+        sets[name] = replace(part, images=pixels[first : first + len(part.index)].clone())
     return StoredRecord(
         model_name=fields.text(manifest.get("model_name"), "model_name"),
         num_classes=num_classes,
         state=parse_state(fields, load_state(folder / MODEL).state),
         image_shape=shape,
         clean_data=fields.text(manifest.get("clean_data"), "clean_data"),
-        train=None if train is None else _set_from_json(fields, train, "train", images, num_classes),
-        test=_set_from_json(fields, manifest.get("test"), "test", images, num_classes),
+        train=sets.get("train"),
+        test=sets["test"],
     )
+
+
+def _sets_without_images(
+    fields: Fields, file: Path, manifest: dict[str, Any], num_classes: int, shape: tuple[int, int, int]
+) -> dict[str, StoredSet]:
+    """Both sets, checked against the size of the images' file before a byte of it is read."""
+    _must_be_there(fields, file)
+    size, of_one = file.stat().st_size, math.prod(shape)
+    if size % of_one:
+        raise fields.wrong("img_size", f"whole images of {shape}", f"{size} bytes in {IMAGES}")
+    images = torch.empty(size // of_one, shape[2], shape[0], shape[1], dtype=torch.uint8, device="meta")
+    names = [name for name in ("train", "test") if name == "test" or manifest.get("train") is not None]
+    sets = {name: _set_from_json(fields, manifest.get(name), name, images, num_classes) for name in names}
+    count = sum(len(part.index) for part in sets.values())
+    if count != len(images):
+        expected, got = f"the {count} images that {MANIFEST} speaks of", f"{len(images)}"
+        raise ArtefactError(fields.where, file, "size", "damaged", expected, got, "convert it again")
+    return sets
+
+
+def _check_hashes(fields: Fields, folder: Path, manifest: dict[str, Any]) -> None:
+    files = fields.mapping(manifest.get("files"), "files", (MODEL, IMAGES))
+    for path in (folder / MODEL, folder / IMAGES):
+        _must_be_there(fields, path)
+        if path.stat().st_size > Limits.file:
+            expected, remedy = f"at most {Limits.file} bytes", "convert the weights alone"
+            raise ArtefactError(fields.where, path, "size", "limit", expected, str(path.stat().st_size), remedy)
+        if sha256(path) != files[path.name]:
+            expected = printable(str(files[path.name]))
+            raise ArtefactError(fields.where, path, "SHA-256", "damaged", expected, "another", "convert it again")
+
+
+def _must_be_there(fields: Fields, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(message(fields.where, str(path), "a file of the record", "none", "convert it again"))
 
 
 def _read_manifest(fields: Fields) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 // projected_sgd_step_ on the GPU: one launch for small layers, two for large ones.
 //
-// The update and its scalar rules are stated in projected_sgd_step.h. The projection needs ||W~|| of the whole layer
-// before it can write any weight, so large layers take two launches:
+// The update and its scalar rules are stated in projected_sgd_step.h, what a thread does to its weights in
+// projected_sgd_step_passes.cuh, what follows from the sums in projected_sgd_step_decisions.cuh. The projection needs
+// ||W~|| of the whole layer before it can write any weight, so large layers take two launches:
 //
 //   accumulate   distance carried: writes V and W~, sums <W~,W~>, <W~,W0>, <W0,W0>              24 bytes a weight
 //                distance unknown: sums the 10 products of W, D = W - W0, G, V; writes nothing  16
@@ -23,6 +24,8 @@
 #include "cuda_quad.cuh"
 #include "cuda_reduce.cuh"
 #include "projected_sgd_step.h"
+#include "projected_sgd_step_decisions.cuh"
+#include "projected_sgd_step_passes.cuh"
 
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
@@ -34,7 +37,6 @@ constexpr int64_t kSmallNumel = 32 * 1024;  // up to here a layer is one block's
 constexpr int kSmallThreads = 1024;
 constexpr int kThreads = 256;
 constexpr int kBlocksPerMultiprocessor = 3;  // resident together: up to 80 registers a thread
-constexpr int kGram = 10;                    // products of 4 vectors
 
 struct Group {
   ProjectedSgdSegment segments[kMaxSegments];
@@ -57,194 +59,6 @@ __device__ __forceinline__ double* partials(const Group& group, int kind) {
 
 __device__ __forceinline__ float learning_rate(const Group& group) {
   return group.lr != nullptr ? *group.lr : group.scalars.lr;
-}
-
-__device__ __forceinline__ bool is_aligned(const ProjectedSgdSegment& s) {
-  return ((reinterpret_cast<uintptr_t>(s.weight) | reinterpret_cast<uintptr_t>(s.anchor) |
-           reinterpret_cast<uintptr_t>(s.grad) | reinterpret_cast<uintptr_t>(s.momentum)) &
-          15) == 0;
-}
-
-// --- passes: a thread's share of one segment -------------------------------------------------------------------------
-
-struct Inputs {
-  Quad weight, anchor, grad, momentum;
-};
-
-template <Cache kCache, bool kWhole>
-__device__ __forceinline__ Inputs load_inputs(const ProjectedSgdSegment& s, int64_t quad) {
-  return {load<kWhole>(s.weight, quad, s.numel), load<kWhole, kCache>(s.anchor, quad, s.numel),
-          load<kWhole, kCache>(s.grad, quad, s.numel), load<kWhole, kCache>(s.momentum, quad, s.numel)};
-}
-
-__device__ __forceinline__ double squared_difference(const Quad& a, const Quad& b) {
-  double sum = 0.0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const double difference = static_cast<double>(a.value[i]) - static_cast<double>(b.value[i]);
-    sum += difference * difference;
-  }
-  return sum;
-}
-
-__device__ __forceinline__ Quad scaled(const Quad& weight, double scale) {
-  Quad result;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) result.value[i] = static_cast<float>(scale * static_cast<double>(weight.value[i]));
-  return result;
-}
-
-// V and W~ from the inputs, in their place.
-__device__ __forceinline__ void take_step(Inputs& in, float pull, float lr, float momentum) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float v = updated_momentum(in.weight.value[i], in.anchor.value[i], in.grad.value[i], in.momentum.value[i],
-                                     pull, momentum);
-    in.momentum.value[i] = v;
-    in.weight.value[i] -= lr * v;
-  }
-}
-
-__device__ __forceinline__ double measure(const ProjectedSgdSegment& s, const Quads& quads) {
-  struct Pair {
-    Quad weight, anchor;
-  };
-  double squared = 0.0;
-  for_each_quad<2>(
-      quads,
-      [&](int64_t quad, auto whole) {
-        constexpr bool kWhole = decltype(whole)::value;
-        return Pair{load<kWhole>(s.weight, quad, s.numel), load<kWhole>(s.anchor, quad, s.numel)};
-      },
-      [&](int64_t, const Pair& in, auto) { squared += squared_difference(in.weight, in.anchor); });
-  return squared;
-}
-
-// The products of W, D = W - W0, G and V: WW, WD, WG, WV, DD, DG, DV, GG, GV, VV.
-__device__ __forceinline__ void gram(const ProjectedSgdSegment& s, const Quads& quads, double (&sums)[kGram]) {
-  for_each_quad<2>(
-      quads, [&](int64_t quad, auto whole) { return load_inputs<Cache::keep, decltype(whole)::value>(s, quad); },
-      [&](int64_t, const Inputs& in, auto) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const double w = in.weight.value[i];
-          const double vectors[4] = {w, w - static_cast<double>(in.anchor.value[i]), in.grad.value[i],
-                                     in.momentum.value[i]};
-          int k = 0;
-#pragma unroll
-          for (int row = 0; row < 4; ++row) {
-#pragma unroll
-            for (int column = row; column < 4; ++column) sums[k++] += vectors[row] * vectors[column];
-          }
-        }
-      });
-}
-
-// Writes V and W~; adds <W~,W~>, <W~,W0>, <W0,W0> to `sums`.
-template <Cache kCache>
-__device__ __forceinline__ void update(const ProjectedSgdSegment& s, const Quads& quads, float pull, float lr,
-                                       float momentum, double (&sums)[3]) {
-  for_each_quad<2>(
-      quads, [&](int64_t quad, auto whole) { return load_inputs<kCache, decltype(whole)::value>(s, quad); },
-      [&](int64_t quad, Inputs in, auto whole) {
-        constexpr bool kWhole = decltype(whole)::value;
-        take_step(in, pull, lr, momentum);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const double w = in.weight.value[i], w0 = in.anchor.value[i];
-          sums[0] += w * w;
-          sums[1] += w * w0;
-          sums[2] += w0 * w0;
-        }
-        store<kWhole, kCache>(s.momentum, quad, s.numel, in.momentum);
-        store<kWhole>(s.weight, quad, s.numel, in.weight);
-      });
-}
-
-// Writes V and scale W~; returns the squared distance where it is asked for.
-__device__ __forceinline__ double update_and_project(const ProjectedSgdSegment& s, const Quads& quads, float pull,
-                                                     float lr, float momentum, double scale, bool direct) {
-  double squared = 0.0;
-  for_each_quad<1>(  // two at a time spill on some architectures
-      quads, [&](int64_t quad, auto whole) { return load_inputs<Cache::stream, decltype(whole)::value>(s, quad); },
-      [&](int64_t quad, Inputs in, auto whole) {
-        constexpr bool kWhole = decltype(whole)::value;
-        take_step(in, pull, lr, momentum);
-        in.weight = scaled(in.weight, scale);
-        if (direct) squared += squared_difference(in.weight, in.anchor);
-        store<kWhole, Cache::stream>(s.momentum, quad, s.numel, in.momentum);
-        store<kWhole>(s.weight, quad, s.numel, in.weight);
-      });
-  return squared;
-}
-
-// W = scale W~.
-template <Cache kCache>
-__device__ __forceinline__ void project(const ProjectedSgdSegment& s, const Quads& quads, double scale) {
-  for_each_quad<4>(
-      quads, [&](int64_t quad, auto whole) { return load<decltype(whole)::value, kCache>(s.weight, quad, s.numel); },
-      [&](int64_t quad, const Quad& weight, auto whole) {
-        store<decltype(whole)::value>(s.weight, quad, s.numel, scaled(weight, scale));
-      });
-}
-
-// W = scale W~, and the squared distance to the anchor.
-template <Cache kCache>
-__device__ __forceinline__ double project_and_measure(const ProjectedSgdSegment& s, const Quads& quads, double scale) {
-  struct Pair {
-    Quad weight, anchor;
-  };
-  double squared = 0.0;
-  for_each_quad<2>(
-      quads,
-      [&](int64_t quad, auto whole) {
-        constexpr bool kWhole = decltype(whole)::value;
-        return Pair{load<kWhole, kCache>(s.weight, quad, s.numel), load<kWhole>(s.anchor, quad, s.numel)};
-      },
-      [&](int64_t quad, const Pair& in, auto whole) {
-        const Quad weight = scaled(in.weight, scale);
-        squared += squared_difference(weight, in.anchor);
-        store<decltype(whole)::value>(s.weight, quad, s.numel, weight);
-      });
-  return squared;
-}
-
-// --- decisions: the same in every thread -----------------------------------------------------------------------------
-
-struct Decision {
-  ProjectedSgdSums sums;
-  float pull;
-  double scale;
-  bool direct;    // the next distance has to be summed over the projected weights
-  bool resolved;  // false: W~ nearly cancels, and its norm has to be summed over the stepped weights themselves
-};
-
-__device__ __forceinline__ Decision decide_carried(const double (&sums)[3], float norm, bool wants_distance) {
-  Decision d = {{sums[0], sums[1], sums[2]}, 0.0f, projection_scale(sums[0], norm), false, true};
-  d.direct = wants_distance && distance_needs_direct_sum(d.sums, d.scale);
-  return d;
-}
-
-__device__ __forceinline__ Decision decide_measured(const double (&g)[kGram], float norm, float lr,
-                                                    const ProjectedSgdScalars& scalars, bool wants_distance) {
-  const double ww = g[0], wd = g[1], wg = g[2], wv = g[3], dd = g[4], dg = g[5], dv = g[6], gg = g[7], gv = g[8],
-               vv = g[9];
-  const float pull = distance_pull(sqrt(dd), norm, scalars.distance_weight);
-  // W~ = W + a D + b G + c V
-  const double a = static_cast<double>(lr) * pull, b = -static_cast<double>(lr), c = b * scalars.momentum;
-  const double squares = ww + a * a * dd + b * b * gg + c * c * vv;
-  const double stepped = squares + 2.0 * (a * wd + b * wg + c * wv + a * b * dg + a * c * dv + b * c * gv);
-  const double along_w = ww + a * wd + b * wg + c * wv;
-  const double along_d = wd + a * dd + b * dg + c * dv;
-  Decision d = {{stepped, along_w - along_d, ww - 2.0 * wd + dd}, pull, 1.0, false, true};
-  // Below a hundredth of its terms, ||W~|| is made of their float32 rounding, which the products do not see; nor do they
-  // see an overflow of float32. A NaN is neither, and takes the ordinary way.
-  const double momentum = scalars.momentum, strength = pull;
-  const double largest = squares + gg + momentum * momentum * vv + strength * strength * dd;
-  d.resolved = !(stepped < 1e-4 * squares || largest > 1e70);
-  d.scale = projection_scale(stepped, norm);
-  d.direct = wants_distance && distance_needs_direct_sum(d.sums, d.scale);
-  return d;
 }
 
 // --- kernels ---------------------------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from bdfast.errors import message
 from bdfast.files import atomic_write
 from bdfast.metrics import Metrics, defense_effectiveness_rating, robust_improvement_rating
+from bdfast.runtime.plain_json import plain
 
 RESUME_FILE = "resume.pt"
 """Where training stands, while it goes on; the same command continues from it."""
@@ -56,26 +56,8 @@ def results_folder(where: str, out: str | os.PathLike[str]) -> Iterator[Path]:
             folder.rmdir()
 
 
-def plain(value: Any) -> Any:
-    """``value`` as JSON holds it: dataclasses as mappings, tuples as lists, numbers that are not finite as null.
-
-    Example:
-        >>> plain({"asr": float("nan"), "limit": (5, 2)})
-        {'asr': None, 'limit': [5, 2]}
-    """
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def to_json(value: Any) -> str:
-    """Indented JSON of :func:`plain`."""
+    """Indented JSON of :func:`bdfast.runtime.plain_json.plain`."""
     return json.dumps(plain(value), indent=2, allow_nan=False)
 
 

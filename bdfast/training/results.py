@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import nn
 
+from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Record
 
 
@@ -30,18 +29,8 @@ class TrainedResult:
         """Everything but the model, as one JSON object; numbers that are not finite become null.
 
         Example:
-            >>> TrainedResult(nn.Linear(1, 1), [{"epoch": 1, "loss": math.nan}], {"train": 0.5}).to_json()
+            >>> TrainedResult(nn.Linear(1, 1), [{"epoch": 1, "loss": float("nan")}], {"train": 0.5}).to_json()
             '{"history": [{"epoch": 1, "loss": null}], "timings": {"train": 0.5}}'
         """
         values = {name: value for name, value in vars(self).items() if name != "model"}
-        return json.dumps(_plain(values), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "__dataclass_fields__"):
-        return _plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return json.dumps(plain(values), allow_nan=False)

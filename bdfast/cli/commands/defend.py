@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,27 +22,24 @@ from bdfast.cli.inputs import (
     CONFIG_FILE,
     MODEL_FILE,
     DataSettings,
-    LoadedModel,
     ModelSettings,
     auxiliary_set,
-    format_normalize,
     judge,
     reserve_index,
 )
-from bdfast.cli.known import Folder, Known, RecordFolder, find_folder, load_victim
+from bdfast.cli.known import Folder, RecordFolder
 from bdfast.cli.outputs import (
     RESUME_FILE,
     epoch_rows,
-    plain,
     ratings,
     results_folder,
     table,
     write_csv,
     write_json,
 )
+from bdfast.cli.plan import Inputs, Plan, load_inputs, make_plan
 from bdfast.cli.reporting import check_report, make_report
-from bdfast.cli.settings import Given, add_settings, defaults_for, document, given, keys, record, resolve, setting
-from bdfast.data import DataSplits
+from bdfast.cli.settings import Given, add_settings, document, given, setting
 from bdfast.errors import message, optional_import
 from bdfast.files import atomic_write
 from bdfast.integrations.backdoorbench import write_defense_result
@@ -50,6 +47,7 @@ from bdfast.metrics import Metrics
 from bdfast.report import Report, pick_samples
 from bdfast.runtime.checkpoints import save_state
 from bdfast.runtime.guard import model_device
+from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Progress
 
 
@@ -72,24 +70,8 @@ class DefendSettings:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The resolved settings, and the attack's folder if there is one."""
-
-    data: DataSettings
-    network: ModelSettings
-    settings: DefendSettings
-    config: Any  # the defense's own dataclass
-    folder: Folder | None
-
-
-@dataclass(frozen=True)
-class Job:
+class Job(Inputs[DefendSettings]):
     """Everything that a defense may need."""
-
-    plan: Plan
-    splits: DataSplits
-    victim: LoadedModel
-    known: Known
 
     @property
     def poisoned(self) -> PoisonedData | None:
@@ -172,7 +154,7 @@ def run(options: argparse.Namespace) -> int:
 def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str | None, into_record: bool) -> int:
     """Load, defend, evaluate before and after, and write everything at the end."""
     optional_import("safetensors", extra="cli", purpose="to write model.safetensors")
-    chosen = make_plan(where, defense, settings)
+    chosen = make_plan(where, DefendSettings, defense.config, settings)
     check_report(chosen.settings.report)
     target = None
     if into_record:
@@ -188,7 +170,7 @@ def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str 
             before = job.judge(job.victim.model)
             result = apply(defense, job, Path(out) / RESUME_FILE)
             after = job.judge(result.model)
-            resolved = _resolved(defense, job)
+            resolved = job.plan.record(f"defend {defense.name}")
             write_results(folder, job, result, before, after, resolved)
             rates = {"before": before, defense.name: after}
             text = table(rates)
@@ -203,7 +185,7 @@ def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str 
 def _make_data(defense: Defense, job: Job, resume: Path, folder: Path) -> tuple[str, str | None]:
     """Of a defense that makes data and no model: the data, settings and a report without rates; what to say of them."""
     result = apply(defense, job, resume)
-    resolved = _resolved(defense, job)
+    resolved = job.plan.record(f"defend {defense.name}")
     assert defense.save is not None
     defense.save(folder, result)
     write_json(folder / CONFIG_FILE, resolved)
@@ -219,33 +201,14 @@ def _make_data(defense: Defense, job: Job, resume: Path, folder: Path) -> tuple[
     return defense.describe(result), make_report(job.plan.settings.report, folder, report)
 
 
-def _resolved(defense: Defense, job: Job) -> dict[str, Any]:
-    return record(f"defend {defense.name}", *(getattr(job.plan, item.name) for item in fields(Plan)[:4]))
-
-
-def make_plan(where: str, defense: Defense, everything: Sequence[Given]) -> Plan:
-    """Resolve the settings; options win over what an attack's folder says, and that over the defaults."""
-    known = keys([DataSettings, ModelSettings, DefendSettings, defense.config])
-    settings = resolve(where, DefendSettings, everything, known)
-    folder = find_folder(where, settings.attack_dir, everything)
-    if folder is not None:
-        everything = [*folder.given(), *everything]
-    data = resolve(where, DataSettings, everything, known)
-    network = resolve(where, ModelSettings, everything, known)
-    config: Any = resolve(where, defense.config, [*defaults_for(data.data, defense.config), *everything], known)
-    return Plan(data, network, settings, config, folder)
-
-
-def load_job(where: str, plan: Plan) -> Job:
-    """Load data and model, and put into the plan what the checkpoint decided."""
-    splits = plan.data.load()
-    victim, known = load_victim(where, plan.network, splits, plan.data.data, plan.folder)
-    network = replace(plan.network, arch=victim.arch, normalize=format_normalize(victim.normalize))
-    about = f"{victim.arch}, images normalised with {network.normalize}; data: {plan.data.data}"
+def load_job(where: str, plan: Plan[DefendSettings]) -> Job:
+    """Load data and model, and say what they are."""
+    inputs = load_inputs(where, plan)
+    job = Job(inputs.plan, inputs.splits, inputs.victim, inputs.known)
+    network = job.plan.network
+    about = f"{job.victim.arch}, images normalised with {network.normalize}; data: {job.plan.data.data}"
     print(f"{network.model}: {about}", file=sys.stderr)
-    for text in known.notes:
-        print(f"note: {text}", file=sys.stderr)
-    return Job(replace(plan, network=network), splits, victim, known)
+    return job
 
 
 def apply(defense: Defense, job: Job, resume: Path) -> Any:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from bdfast.cli.command import DONE, Command
 from bdfast.cli.inputs import DataSettings, ModelSettings, judge
-from bdfast.cli.known import Folder, find_folder, load_victim
+from bdfast.cli.known import load_victim
 from bdfast.cli.outputs import ratings, table, to_json, write_json
-from bdfast.cli.settings import Given, add_settings, given, keys, resolve, setting
+from bdfast.cli.plan import Plan, make_plan
+from bdfast.cli.settings import Given, add_settings, given, setting
 from bdfast.data import DataSplits
 from bdfast.metrics import Metrics
 
@@ -49,23 +50,17 @@ def run(options: argparse.Namespace) -> int:
 
 def evaluate_all(settings: list[Given]) -> Mapping[str, Metrics]:
     """The rates of the model, after those of the one before if there is one."""
-    known = keys([DataSettings, ModelSettings, EvaluateSettings])
-    own = resolve(WHERE, EvaluateSettings, settings, known)
-    folder = find_folder(WHERE, own.attack_dir, settings)
-    if folder is not None:
-        settings = [*folder.given(), *settings]
-    data = resolve(WHERE, DataSettings, settings, known)
-    network = resolve(WHERE, ModelSettings, settings, known)
-    splits = data.load()
+    plan = make_plan(WHERE, EvaluateSettings, None, settings)
+    splits = plan.data.load()
     rates = {}
-    if own.before is not None:
-        rates["before"] = _rates(replace(network, model=own.before), data, splits, folder)
-    rates["model"] = _rates(network, data, splits, folder)
+    if plan.settings.before is not None:
+        rates["before"] = _rates(replace(plan.network, model=plan.settings.before), plan, splits)
+    rates["model"] = _rates(plan.network, plan, splits)
     return rates
 
 
-def _rates(settings: ModelSettings, data: DataSettings, splits: DataSplits, folder: Folder | None) -> Metrics:
-    loaded, known = load_victim(WHERE, settings, splits, data.data, folder)
+def _rates(network: ModelSettings, plan: Plan[EvaluateSettings], splits: DataSplits) -> Metrics:
+    loaded, known = load_victim(WHERE, network, splits, plan.data.data, plan.folder)
     return judge(loaded.model, splits, known.triggered, loaded.normalize)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +16,15 @@ from torch import Tensor
 from bdfast.attacks import PoisonedData
 from bdfast.cli.command import DONE, Command
 from bdfast.cli.environment import versions
-from bdfast.cli.inputs import CONFIG_FILE, DataSettings, LoadedModel, ModelSettings, format_normalize
-from bdfast.cli.known import Folder, find_folder, load_victim
-from bdfast.cli.outputs import plain, results_folder, write_json
+from bdfast.cli.inputs import CONFIG_FILE, DataSettings, LoadedModel, ModelSettings
+from bdfast.cli.outputs import results_folder, write_json
+from bdfast.cli.plan import Plan, load_inputs, make_plan
 from bdfast.cli.reporting import check_report, make_report
 from bdfast.cli.scorers import SCORERS, Scorer
-from bdfast.cli.settings import add_settings, defaults_for, document, given, keys, record, resolve, setting
+from bdfast.cli.settings import add_settings, document, given, setting
 from bdfast.errors import message
 from bdfast.report import ClassHistograms, Curves, Histogram, Panel, Report
+from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Progress
 from bdfast.runtime.ranks import Ranks, torchrun
 from bdfast.runtime.score_table import ScoreTable
@@ -45,21 +45,10 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The resolved settings."""
-
-    data: DataSettings
-    network: ModelSettings
-    settings: ScoreSettings
-    config: Any  # the scorer's own dataclass
-    folder: Folder | None
-
-
-@dataclass(frozen=True)
 class Job:
     """The model, and the training set that it is asked about."""
 
-    plan: Plan
+    plan: Plan[ScoreSettings]
     victim: LoadedModel
     data: PoisonedData | tuple[Tensor, Tensor]
     class_names: Sequence[str]
@@ -92,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     """Load, score, and write everything at the end; under torchrun every process takes its part."""
     scorer: Scorer = options.chosen
     where = f"bdfast score {scorer.name}"
-    plan = make_plan(where, scorer, options)
+    plan = make_plan(where, ScoreSettings, scorer.config, given(options, f"score {scorer.name}"))
     check_report(plan.settings.report)
     if plan.settings.verify and scorer.parity is None:
         got, known = str(plan.settings.verify), ", ".join(s.name for s in SCORERS if s.parity is not None)
@@ -104,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         return _run(where, scorer, plan, Path(options.out), ranks)
 
 
-def _run(where: str, scorer: Scorer, plan: Plan, out: Path, ranks: Ranks) -> int:
+def _run(where: str, scorer: Scorer, plan: Plan[ScoreSettings], out: Path, ranks: Ranks) -> int:
     with results_folder(where, out) as folder:
         job = load_job(where, plan)
         began = time.perf_counter()
@@ -113,7 +102,7 @@ def _run(where: str, scorer: Scorer, plan: Plan, out: Path, ranks: Ranks) -> int
         summary = summarise(scorer, job, table)
         if plan.settings.verify > 0 and scorer.parity is not None:
             summary["verify"] = plain(_verify(scorer, job, table))
-        resolved = record(f"score {scorer.name}", job.plan.data, job.plan.network, plan.settings, plan.config)
+        resolved = job.plan.record(f"score {scorer.name}")
         table.save(folder / "scores.csv")
         write_json(folder / CONFIG_FILE, resolved)
         write_json(folder / "summary.json", {**summary, "seconds": seconds})
@@ -124,29 +113,11 @@ def _run(where: str, scorer: Scorer, plan: Plan, out: Path, ranks: Ranks) -> int
     return DONE
 
 
-def make_plan(where: str, scorer: Scorer, options: argparse.Namespace) -> Plan:
-    """Resolve the settings; options win over what an attack's folder says, and that over the defaults."""
-    everything = given(options, where.removeprefix("bdfast "))
-    known = keys([DataSettings, ModelSettings, ScoreSettings, scorer.config])
-    settings = resolve(where, ScoreSettings, everything, known)
-    folder = find_folder(where, settings.attack_dir, everything)
-    if folder is not None:
-        everything = [*folder.given(), *everything]
-    data = resolve(where, DataSettings, everything, known)
-    network = resolve(where, ModelSettings, everything, known)
-    config: Any = resolve(where, scorer.config, [*defaults_for(data.data, scorer.config), *everything], known)
-    return Plan(data, network, settings, config, folder)
-
-
-def load_job(where: str, plan: Plan) -> Job:
-    """Load data and model, and put into the plan what the checkpoint decided."""
-    splits = plan.data.load()
-    victim, known = load_victim(where, plan.network, splits, plan.data.data, plan.folder)
-    network = replace(plan.network, arch=victim.arch, normalize=format_normalize(victim.normalize))
-    for text in known.notes:
-        print(f"note: {text}", file=sys.stderr)
-    data = splits.train if known.poisoned is None else known.poisoned
-    return Job(replace(plan, network=network), victim, data, splits.class_names)
+def load_job(where: str, plan: Plan[ScoreSettings]) -> Job:
+    """The model, and the data that it is asked about."""
+    inputs = load_inputs(where, plan)
+    data = inputs.splits.train if inputs.known.poisoned is None else inputs.known.poisoned
+    return Job(inputs.plan, inputs.victim, data, inputs.splits.class_names)
 
 
 def score(scorer: Scorer, job: Job, out: Path, ranks: Ranks) -> ScoreTable:

@@ -40,8 +40,9 @@ from bdfast.defenses.advrbd.partition import partition, planned_rounds, round_si
 from bdfast.defenses.advrbd.quality import as_labelled, auroc, purity, split_quality
 from bdfast.defenses.advrbd.run import Factory, Run, open_run
 from bdfast.errors import message
+from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Callback, Record
-from bdfast.training.results import TrainedResult, _plain
+from bdfast.training.results import TrainedResult
 from bdfast.training.workspace import Normalization
 
 
@@ -85,7 +86,7 @@ class AdvrBDResult(TrainedResult):
         tensors = {n: getattr(self, n).tolist() for n in ("clean_indices", "poisoned_indices", "dc_indices")}
         hidden = ("model", "relabeled_model", "scores", "content", *tensors)
         values = {name: value for name, value in vars(self).items() if name not in hidden}
-        return json.dumps(_plain({**values, **tensors}), allow_nan=False)
+        return json.dumps(plain({**values, **tensors}), allow_nan=False)
 
 
 def advrbd(

@@ -48,8 +48,8 @@ from bdfast.defenses.gic.imprint import ImprintReport, check_imprint
 from bdfast.errors import message
 from bdfast.nn.normalize import statistics
 from bdfast.runtime.determinism import deterministic_kernels, stream_seed
+from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Callback, Record, Stopwatch
-from bdfast.training.results import _plain
 from bdfast.training.workspace import Normalization, check_weights
 
 
@@ -84,9 +84,9 @@ class GICResult:
         """Everything but images, labels and ids, as one JSON object; numbers that are not finite become null."""
         values = {name: value for name, value in vars(self).items() if name not in ("data", "ids")}
         more = {"drift": self.imprint.drift, "drifted": self.imprint.drifted, "strongest": self.imprint.strongest}
-        plain = _plain(values)
-        plain["imprint"].update(_plain(more))
-        return json.dumps(plain, allow_nan=False)
+        found = plain(values)
+        found["imprint"].update(plain(more))
+        return json.dumps(found, allow_nan=False)
 
 
 def gic(

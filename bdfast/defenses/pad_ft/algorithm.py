@@ -34,9 +34,10 @@ from bdfast.defenses.pad_ft.run import open_run
 from bdfast.defenses.pad_ft.scores import Scores
 from bdfast.defenses.pad_ft.selection import Selection, purity, select
 from bdfast.errors import message
+from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Callback, Record
 from bdfast.runtime.resident import ResidentData
-from bdfast.training.results import TrainedResult, _plain
+from bdfast.training.results import TrainedResult
 from bdfast.training.workspace import Normalization
 
 LOST_TOO_MUCH = 0.10  # fraction of the selected samples; clipping that costs more is worth a warning
@@ -89,7 +90,7 @@ class PadFTResult(TrainedResult):
         tensors["bounds"] = {name: z.tolist() for name, z in self.bounds.items()}
         hidden = ("model", "scores", "_layer", "_head", *tensors)
         values = {name: value for name, value in vars(self).items() if name not in hidden}
-        return json.dumps(_plain({**values, **tensors}), allow_nan=False)
+        return json.dumps(plain({**values, **tensors}), allow_nan=False)
 
 
 def pad_ft(

@@ -1,5 +1,7 @@
 """bdfast: fast kernels and end-to-end defenses against backdoors in neural networks."""
 
+from bdfast import _startup  # noqa: F401  isort: skip
+
 # torch first: its wheel carries the OpenMP runtime that bdfast._C is to share, not to duplicate.
 import torch as _torch  # noqa: F401  isort: skip
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
+from bdfast import _startup
 from bdfast._version import __version__
 from bdfast.cli.command import FAILED, INTERRUPTED, Command
 from bdfast.cli.commands import attack, bb, bench, convert, defend, demo, doctor, evaluate, score
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = cast(Any, _show_warning)
+        _startup.hand_over()
         try:
             code: int = options.run(options)
         except KeyboardInterrupt as interrupt:

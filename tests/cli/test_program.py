@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -123,3 +124,19 @@ def test_what_the_system_refuses(bdfast: Run, monkeypatch: pytest.MonkeyPatch, n
     outcome = bdfast("try")
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: bdfast: {text}")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(
+    ("words", "code"), [(("-m", "bdfast", "doctor"), 130), (("-c", "import bdfast"), -signal.SIGINT)]
+)
+def test_an_interruption_of_the_imports(words: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    """One line if it is the command's process; a program that imports the package gets its KeyboardInterrupt."""
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    root = Path(program.__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}, text=True,
+        capture_output=True, check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert run.returncode == code
+    assert (run.stderr == "\ninterrupted: nothing was written\n") == (code == 130)

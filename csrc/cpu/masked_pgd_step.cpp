@@ -21,18 +21,45 @@ constexpr int64_t kBand = 64 * 1024;  // elements of a chunk
 struct OneChannel {
   PgdBounds bounds;
   PgdBounds at(int64_t) const { return bounds; }
+  OneChannel from(int64_t) const { return *this; }
 };
 
 struct Table {
   const float *step_size, *eps, *lower, *upper;
   PgdBounds at(int64_t i) const { return {step_size[i], eps[i], lower[i], upper[i]}; }
+  Table from(int64_t i) const { return {step_size + i, eps + i, lower + i, upper + i}; }
 };
 
 template <class T, class Bounds>
-void step_run(T* __restrict__ x_adv, const T* __restrict__ x, const T* __restrict__ grad, int64_t count,
-              const Bounds bounds) {
+inline void step_elements(T* __restrict__ x_adv, const T* __restrict__ x, const T* __restrict__ grad, int64_t count,
+                          const Bounds bounds) {
   for (int64_t i = 0; i < count; ++i)
     store(x_adv + i, pgd_step(to_float(x_adv[i]), to_float(x[i]), to_float(grad[i]), bounds.at(i)));
+}
+
+#ifdef __AVX512F__
+// A run of kWidth to 2 kWidth elements as two vectors that may overlap, both made from old values: the rows of a patch are
+// short, and what does not fill a vector of 16 goes through much slower loops.
+template <int64_t kWidth, class T, class Bounds>
+void step_ends(T* x_adv, const T* x, const T* grad, int64_t count, const Bounds bounds) {
+  const int64_t rest = count - kWidth;
+  T first[kWidth], last[kWidth];
+  std::copy(x_adv, x_adv + kWidth, first);
+  std::copy(x_adv + rest, x_adv + count, last);
+  step_elements(first, x, grad, kWidth, bounds);
+  step_elements(last, x + rest, grad + rest, kWidth, bounds.from(rest));
+  std::copy(first, first + kWidth, x_adv);
+  std::copy(last, last + kWidth, x_adv + rest);
+}
+#endif
+
+template <class T, class Bounds>
+void step_run(T* x_adv, const T* x, const T* grad, int64_t count, const Bounds bounds) {
+#ifdef __AVX512F__
+  if (count > 16 && count < 32) return step_ends<16>(x_adv, x, grad, count, bounds);
+  if (count >= 8 && count < 16) return step_ends<8>(x_adv, x, grad, count, bounds);
+#endif
+  step_elements(x_adv, x, grad, count, bounds);
 }
 
 int64_t offset(const ImageStrides& s, int64_t sample, int64_t channel, int64_t row, int64_t column) {

@@ -29,6 +29,18 @@ class AotVariant:
     num_warps: int
     aligned: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls, kernel: Any, types: Mapping[str, str], constants: Mapping[str, int | bool | float], num_warps: int
+    ) -> AotVariant:
+        """The specialisation for whole tensors: every pointer aligned.
+
+        ``constants`` may name integers of value 1, too: Triton's own launcher turns those into constants.
+        """
+        types = {name: kind for name, kind in types.items() if name not in constants}
+        pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
+        return cls(kernel, types, constants, num_warps, pointers)
+
     def __str__(self) -> str:
         values = ",".join(f"{name}={value}" for name, value in self.constants.items())
         pointers = ",".join(sorted({kind for kind in self.types.values() if kind.startswith("*")}))

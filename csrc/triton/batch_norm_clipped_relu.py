@@ -16,6 +16,7 @@ from bdfast.ops import channels as ch
 from bdfast.triton_kernels import clipped_relu as plain
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.clipped_relu import BLOCK, BLOCKS, _clip, _elements, _store_bits
+from bdfast.triton_kernels.rows import on_device_of
 
 
 @triton.jit
@@ -100,7 +101,7 @@ def forward(
     if x.numel() == 0:
         return y, bits, scale
     parameters = [x if p is None else p.contiguous() for p in (mean, var, weight, bias)]
-    with plain._on_device_of(x):
+    with on_device_of(x):
         batch_norm_clipped_relu_fwd_kernel[(plain.programs(x.numel()),)](
             x, *parameters, eps, x if bound is None else bound.contiguous(), limit, y, scale,
             *plain.bit_planes(bits, x, need_x, need_bound), x.numel(), channels, ch.inner(x, channels_last),
@@ -120,13 +121,11 @@ def _variant(dtype: str, needs: bool, **ones: int) -> AotVariant:
         "p_bound": "*fp32", "limit": "fp32", "p_y": f"*{dtype}", "p_scale": "*fp32", "p_pass": "*i32",
         "p_clip": "*i32", "numel": "i32", "channels": "i32", "inner": "i32",
     }  # fmt: skip
-    types = {name: kind for name, kind in types.items() if name not in ones}
     constants: dict[str, Any] = {
         "HAS_WEIGHT": True, "HAS_BIAS": True, "HAS_BOUND": True, "ONE_BOUND": False, "PASS": needs, "CLIP": needs,
         "BLOCKS": BLOCKS, "BLOCK_C": BLOCKS * ch.BLOCK,
     }  # fmt: skip
-    pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
-    return AotVariant(batch_norm_clipped_relu_fwd_kernel, types, {**constants, **ones}, 4, pointers)
+    return AotVariant.of(batch_norm_clipped_relu_fwd_kernel, types, {**constants, **ones}, 4)
 
 
 AOT_VARIANTS = [

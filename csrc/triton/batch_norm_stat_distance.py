@@ -189,9 +189,7 @@ def backward(
 
 
 def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int], **ones: int) -> AotVariant:
-    types = {name: kind for name, kind in types.items() if name not in ones}
-    pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
-    return AotVariant(kernel, types, {**constants, **ones}, 4, pointers)
+    return AotVariant.of(kernel, types, {**constants, **ones}, 4)
 
 
 _SIZES = {"per_channel": "i32", "channels": "i32", "inner": "i32", "parts": "i32"}

@@ -7,8 +7,6 @@ alone, so reruns are bit-identical on every GPU.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +16,18 @@ from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.row_sum import store_sum
-from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of, row_stats, softmax_gradient
+from bdfast.triton_kernels.rows import (
+    DTYPES_AND_CLASSES,
+    Launch,
+    label_logit,
+    load_stats,
+    on_device_of,
+    own_tile,
+    row_stats,
+    row_variant,
+    softmax_gradient,
+    store_stats,
+)
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
@@ -57,8 +66,7 @@ def bounded_ascent_cross_entropy_fwd_kernel(
         m_n = o_n < N
         _, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
         b_max, b_sum = row_stats(p_logits, o_row, m_n, C, TILES, BLOCK_N, BLOCK_C)
-        tl.store(p_stats + 2 * o_n, b_max, mask=m_n)
-        tl.store(p_stats + 2 * o_n + 1, b_sum, mask=m_n)
+        store_stats(p_stats, o_n, m_n, b_max, b_sum)
         b_ce = (b_max - b_zy) + tl.log(b_sum)
         b_bounded = tl.where(b_ce >= tau, tau, b_ce)  # NaN is not masked
         b_loss = tl.where(o_n < num_descend, down * b_ce.to(tl.float64), up * b_bounded.to(tl.float64))
@@ -92,14 +100,11 @@ def bounded_ascent_cross_entropy_bwd_kernel(
     # Accumulates nothing; arithmetic in float32.
     C = C // GRAIN * GRAIN  # unchanged, and now known to be a multiple: loads and stores become vectors
     stride_n = stride_n // GRAIN * GRAIN
-    program = tl.program_id(0).to(tl.int64)
-    o_n = (program // TILES) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_c = (program % TILES).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_n, o_c = own_tile(TILES, BLOCK_N, BLOCK_C)
     m_n = o_n < N
     o_row = o_n * stride_n
     b_y, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
-    b_max = tl.load(p_stats + 2 * o_n, mask=m_n, other=0.0)
-    b_sum = tl.load(p_stats + 2 * o_n + 1, mask=m_n, other=1.0)
+    b_max, b_sum = load_stats(p_stats, o_n, m_n)
     b_ce = (b_max - b_zy) + tl.log(b_sum)
     m_descends = o_n < num_descend
     m_bounded = b_ce >= tau
@@ -127,7 +132,7 @@ def forward(
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
     launch = Launch.choose(c, z.stride(0))
-    programs = max(1, min(triton.cdiv(n, launch.block_n), row_sum.MAX_PROGRAMS))
+    programs = row_sum.programs_for(n, launch.block_n)
     loss = z.new_empty((), dtype=torch.float32)
     stats = z.new_empty((n, 2), dtype=torch.float32)
     partials = z.new_empty(programs, dtype=torch.float64) if programs > 1 else stats
@@ -157,9 +162,8 @@ def backward(
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))
-    programs = triton.cdiv(n, launch.block_n) * launch.tiles
     with on_device_of(z):
-        bounded_ascent_cross_entropy_bwd_kernel[(programs,)](
+        bounded_ascent_cross_entropy_bwd_kernel[(launch.tiles_of(n),)](
             grad_loss, z, y, stats.contiguous(), grad, n, c, z.stride(0), *_options(n, num_descend, mu, tau),
             **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
@@ -173,35 +177,27 @@ _SCALARS = {
 }  # fmt: skip
 
 
-def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int | bool], classes: int) -> AotVariant:
-    """``constants`` may name integers of value 1: Triton's own launcher turns those into constants too."""
-    launch = Launch.choose(classes, classes)
-    types = {name: kind for name, kind in {**types, **_SCALARS}.items() if name not in constants}
-    pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
-    return AotVariant(kernel, types, {**constants, **launch.constants()}, launch.num_warps, pointers)
-
-
 def _forward_variant(dtype: str, classes: int, one_program: bool = False, **ones: int) -> AotVariant:
     types = {
         "p_logits": f"*{dtype}", "p_target": "*i64", "p_loss": "*fp32", "p_stats": "*fp32", "p_partials": "*fp64",
+        **_SCALARS,
     }  # fmt: skip
     constants = {"ONE_PROGRAM": one_program, **ones}
-    return _variant(bounded_ascent_cross_entropy_fwd_kernel, types, constants, classes)
+    return row_variant(bounded_ascent_cross_entropy_fwd_kernel, types, constants, classes)
 
 
 def _backward_variant(dtype: str, classes: int, **ones: int) -> AotVariant:
     types = {
         "p_grad_loss": "*fp32", "p_logits": f"*{dtype}", "p_target": "*i64", "p_stats": "*fp32", "p_grad": f"*{dtype}",
+        **_SCALARS,
     }  # fmt: skip
-    return _variant(bounded_ascent_cross_entropy_bwd_kernel, types, dict(ones), classes)
+    return row_variant(bounded_ascent_cross_entropy_bwd_kernel, types, dict(ones), classes)
 
-
-_DTYPES_AND_CLASSES = [("fp32", 10), ("fp32", 1000), ("bf16", 32000), ("fp16", 200)]
 
 AOT_VARIANTS = [
-    *(_forward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
+    *(_forward_variant(dtype, classes) for dtype, classes in DTYPES_AND_CLASSES),
     _forward_variant("bf16", 10, one_program=True),
     _forward_variant("fp32", 1, one_program=True, N=1, C=1, stride_n=1, num_descend=1),
-    *(_backward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
+    *(_backward_variant(dtype, classes) for dtype, classes in DTYPES_AND_CLASSES),
     _backward_variant("fp32", 1, N=1, C=1, stride_n=1, num_descend=1),
 ]

@@ -8,7 +8,6 @@ reruns are bit-identical on every GPU.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.rows import on_device_of
 
 LANES, BITS, BLOCK = tl.constexpr(ch.LANES), tl.constexpr(ch.BITS), tl.constexpr(ch.BLOCK)
 
@@ -211,7 +211,7 @@ def forward(
     if x.numel() == 0:
         return y, bits
     numel, channels, inner = ch.layout(x, channels_last, 1 if bound is None else bound.numel())
-    with _on_device_of(x):
+    with on_device_of(x):
         clipped_relu_fwd_kernel[(programs(numel),)](
             x, x if bound is None else bound.contiguous(), limit, y, *bit_planes(bits, x, need_x, need_bound),
             numel, channels, inner,
@@ -238,7 +238,7 @@ def backward(
     launch = Launch.choose(numel, channels, inner)
     partials = g.new_empty((channels, launch.parts) if need_bound else (0,), dtype=torch.float64)
     grad_bound = g.new_empty(bounds if need_bound else 0, dtype=torch.float32)
-    with _on_device_of(g):
+    with on_device_of(g):
         clipped_relu_bwd_kernel[(triton.cdiv(channels, launch.block_c) * launch.parts,)](
             g, *bit_planes(bits, g, need_x, need_bound), g if scale is None else scale, grad_x, partials,
             numel // channels, channels, inner, launch.parts,
@@ -262,18 +262,11 @@ def bit_planes(bits: Tensor, unused: Tensor, need_x: bool, need_bound: bool) -> 
     return bits[0] if need_x else unused, bits[-1] if need_bound else unused
 
 
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the current device: make it the tensor's. In the interpreter there is none."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
 # --- ahead of time ---------------------------------------------------------------------------------------------------
 
 
 def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int | bool], **ones: int) -> AotVariant:
-    types = {name: kind for name, kind in types.items() if name not in ones}
-    pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
-    return AotVariant(kernel, types, {**constants, **ones}, 4, pointers)
+    return AotVariant.of(kernel, types, {**constants, **ones}, 4)
 
 
 def _forward_variant(dtype: str, needs: bool, **ones: int) -> AotVariant:

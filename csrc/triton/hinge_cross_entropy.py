@@ -7,19 +7,27 @@ so reruns are bit-identical on every GPU.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from bdfast.ops.rows import classes_contiguous
+from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of, row_stats, softmax_gradient
-
-MAX_PROGRAMS = 1024  # of a forward; also the tile in which one program adds their partial sums
-
+from bdfast.triton_kernels.row_sum import reduced
+from bdfast.triton_kernels.rows import (
+    DTYPES_AND_CLASSES,
+    Launch,
+    label_logit,
+    load_stats,
+    on_device_of,
+    own_tile,
+    row_stats,
+    row_variant,
+    softmax_gradient,
+    store_stats,
+)
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
@@ -32,11 +40,8 @@ def _hinge(b_ce, margin):
 
 @triton.jit
 def _reduced_loss(b_total, N, margin, MEAN: tl.constexpr, BATCH_HINGE: tl.constexpr):
-    """The scalar loss from the float64 sum over rows; 0 / 0 = NaN is the mean of an empty batch."""
-    b_loss = b_total
-    if MEAN:
-        b_loss = b_total / N
-    b_loss = b_loss.to(tl.float32)
+    """The scalar loss from the float64 sum over rows, with the hinge of a batch on it."""
+    b_loss = reduced(b_total, N, MEAN)
     if BATCH_HINGE:
         b_loss = _hinge(b_loss, margin)
     return b_loss
@@ -76,8 +81,7 @@ def hinge_cross_entropy_fwd_kernel(
         m_n = o_n < N
         _, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
         b_max, b_sum = row_stats(p_logits, o_row, m_n, C, TILES, BLOCK_N, BLOCK_C)
-        tl.store(p_stats + 2 * o_n, b_max, mask=m_n)
-        tl.store(p_stats + 2 * o_n + 1, b_sum, mask=m_n)
+        store_stats(p_stats, o_n, m_n, b_max, b_sum)
         b_loss = (b_max - b_zy) + tl.log(b_sum)
         if not BATCH_HINGE:
             b_loss = _hinge(b_loss, margin)
@@ -140,14 +144,11 @@ def hinge_cross_entropy_bwd_kernel(
     # Accumulates nothing; arithmetic in float32.
     C = C // GRAIN * GRAIN  # unchanged, and now known to be a multiple: loads and stores become vectors
     stride_n = stride_n // GRAIN * GRAIN
-    program = tl.program_id(0).to(tl.int64)
-    o_n = (program // TILES) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_c = (program % TILES).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_n, o_c = own_tile(TILES, BLOCK_N, BLOCK_C)
     m_n = o_n < N
     o_row = o_n * stride_n
     b_y, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
-    b_max = tl.load(p_stats + 2 * o_n, mask=m_n, other=0.0)
-    b_sum = tl.load(p_stats + 2 * o_n + 1, mask=m_n, other=1.0)
+    b_max, b_sum = load_stats(p_stats, o_n, m_n)
     b_scale = tl.load(p_grad_loss + o_n * stride_grad_loss, mask=m_n, other=0.0).to(tl.float32)
     if MEAN:
         b_scale = b_scale / N
@@ -175,7 +176,7 @@ def forward(
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
     launch = Launch.choose(c, z.stride(0))
-    programs = max(1, min(triton.cdiv(n, launch.block_n), MAX_PROGRAMS))
+    programs = row_sum.programs_for(n, launch.block_n)
     reduce = reduction != "none"
     options = {"MEAN": reduction == "mean", "BATCH_HINGE": hinge == "batch"}
     loss = z.new_empty(() if reduce else (n,), dtype=torch.float32)
@@ -189,7 +190,7 @@ def forward(
         )  # fmt: skip
         if two_launches:
             hinge_cross_entropy_sum_kernel[(1,)](
-                partials, loss, programs, n, margin, **options, BLOCK=MAX_PROGRAMS, num_warps=4
+                partials, loss, programs, n, margin, **options, BLOCK=row_sum.MAX_PROGRAMS, num_warps=4
             )
     return loss, stats
 
@@ -211,9 +212,8 @@ def backward(
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))
-    programs = triton.cdiv(n, launch.block_n) * launch.tiles
     with on_device_of(z):
-        hinge_cross_entropy_bwd_kernel[(programs,)](
+        hinge_cross_entropy_bwd_kernel[(launch.tiles_of(n),)](
             grad_loss, z, y, stats.contiguous(), loss, grad,
             n, c, z.stride(0), grad_loss.stride(0) if reduction == "none" else 0, margin,
             MEAN=reduction == "mean", BATCH_HINGE=hinge == "batch", **launch.constants(), num_warps=launch.num_warps,
@@ -222,13 +222,6 @@ def backward(
 
 
 # --- ahead of time ---------------------------------------------------------------------------------------------------
-
-
-def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int | bool], launch: Launch) -> AotVariant:
-    """``constants`` may name integers of value 1: Triton's own launcher turns those into constants too."""
-    types = {name: kind for name, kind in types.items() if name not in constants}
-    pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
-    return AotVariant(kernel, types, {**constants, **launch.constants()}, launch.num_warps, pointers)
 
 
 def _forward_variant(
@@ -242,7 +235,7 @@ def _forward_variant(
         "REDUCE": reduction != "none", "MEAN": reduction == "mean", "BATCH_HINGE": hinge == "batch",
         "ONE_PROGRAM": one_program, **ones,
     }  # fmt: skip
-    return _variant(hinge_cross_entropy_fwd_kernel, types, constants, Launch.choose(classes, classes))
+    return row_variant(hinge_cross_entropy_fwd_kernel, types, constants, classes)
 
 
 def _backward_variant(
@@ -253,24 +246,21 @@ def _backward_variant(
         "p_grad": f"*{dtype}", "N": "i32", "C": "i32", "stride_n": "i32", "stride_grad_loss": "i32", "margin": "fp32",
     }  # fmt: skip
     constants = {"MEAN": reduction == "mean", "BATCH_HINGE": hinge == "batch", **ones}
-    return _variant(hinge_cross_entropy_bwd_kernel, types, constants, Launch.choose(classes, classes))
+    return row_variant(hinge_cross_entropy_bwd_kernel, types, constants, classes)
 
-
-_DTYPES_AND_CLASSES = [("fp32", 10), ("fp32", 1000), ("bf16", 32000), ("fp16", 200)]
 
 AOT_VARIANTS = [
-    *(_forward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
+    *(_forward_variant(dtype, classes) for dtype, classes in DTYPES_AND_CLASSES),
     _forward_variant("fp32", 10, hinge="batch", one_program=True),
     _forward_variant("fp32", 4096, reduction="none"),
     _forward_variant("fp32", 1, one_program=True, N=1, C=1, stride_n=1),
-    *(_backward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
+    *(_backward_variant(dtype, classes) for dtype, classes in DTYPES_AND_CLASSES),
     _backward_variant("fp32", 4096, hinge="batch"),
     _backward_variant("fp32", 1, reduction="none", N=1, C=1, stride_n=1, stride_grad_loss=1),
-    AotVariant(
+    AotVariant.of(
         hinge_cross_entropy_sum_kernel,
         {"p_partials": "*fp64", "p_loss": "*fp32", "programs": "i32", "N": "i32", "margin": "fp32"},
-        {"MEAN": True, "BATCH_HINGE": True, "BLOCK": MAX_PROGRAMS},
+        {"MEAN": True, "BATCH_HINGE": True, "BLOCK": row_sum.MAX_PROGRAMS},
         4,
-        ("p_partials", "p_loss"),
     ),
 ]

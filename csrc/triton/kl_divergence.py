@@ -6,8 +6,6 @@ depends on the shape alone: reruns are bit-identical.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +15,7 @@ from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.row_sum import store_sum
-from bdfast.triton_kernels.rows import Launch, on_device_of, row_stats
+from bdfast.triton_kernels.rows import DTYPES_AND_CLASSES, Launch, on_device_of, own_tile, row_stats, row_variant
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
@@ -130,9 +128,7 @@ def kl_divergence_bwd_kernel(
     C = C // GRAIN * GRAIN  # unchanged, and now known to be a multiple: loads and stores become vectors
     stride_p = stride_p // GRAIN * GRAIN
     stride_q = stride_q // GRAIN * GRAIN
-    program = tl.program_id(0).to(tl.int64)
-    o_n = (program // TILES) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_c = (program % TILES).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_n, o_c = own_tile(TILES, BLOCK_N, BLOCK_C)
     m_n = o_n < N
     m_tile = m_n[:, None] & (o_c < C)[None, :]
     b_max_p = tl.load(p_stats + 5 * o_n, mask=m_n, other=0.0)
@@ -173,7 +169,7 @@ def forward(
     p, q = classes_contiguous(logits_p), classes_contiguous(logits_q)
     n, c = p.shape
     launch = _launch(p, q)
-    programs = max(1, min(triton.cdiv(n, launch.block_n), row_sum.MAX_PROGRAMS))
+    programs = row_sum.programs_for(n, launch.block_n)
     reduce = reduction != "none"
     loss = p.new_empty(() if reduce else (n,), dtype=torch.float32)
     stats = p.new_empty((n if keep_stats else 0, 5), dtype=torch.float32)
@@ -206,9 +202,8 @@ def backward(
     if n == 0:
         return grad_p, grad_q
     launch = _launch(p, q)
-    programs = triton.cdiv(n, launch.block_n) * launch.tiles
     with on_device_of(p):
-        kl_divergence_bwd_kernel[(programs,)](
+        kl_divergence_bwd_kernel[(launch.tiles_of(n),)](
             grad_loss, p, q, stats.contiguous(), grad_p, grad_q, n, c, p.stride(0), q.stride(0),
             grad_loss.stride(0) if reduction == "none" else 0, WANTS_P=wants_p, WANTS_Q=wants_q,
             MEAN=reduction == "mean", **launch.constants(), num_warps=launch.num_warps,
@@ -218,18 +213,11 @@ def backward(
 
 # --- ahead of time ---------------------------------------------------------------------------------------------------
 
-_SCALARS = {"N": "i32", "C": "i32", "stride_p": "i32", "stride_q": "i32"}
 
-
-def _variant(
-    kernel: Any, dtype: str, classes: int, types: dict[str, str], constants: dict[str, int | bool]
-) -> AotVariant:
-    """``constants`` may name integers of value 1: Triton's own launcher turns those into constants too."""
-    types = {"p_logits_p": f"*{dtype}", "p_logits_q": f"*{dtype}", "p_stats": "*fp32", **types, **_SCALARS}
-    types = {name: kind for name, kind in types.items() if name not in constants}
-    pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
-    launch = Launch.choose(classes, classes)
-    return AotVariant(kernel, types, {**constants, **launch.constants()}, launch.num_warps, pointers)
+def _shared(dtype: str) -> dict[str, str]:
+    """Types that both directions share."""
+    pointers = {"p_logits_p": f"*{dtype}", "p_logits_q": f"*{dtype}", "p_stats": "*fp32"}
+    return {**pointers, "N": "i32", "C": "i32", "stride_p": "i32", "stride_q": "i32"}
 
 
 def _forward_variant(
@@ -239,27 +227,27 @@ def _forward_variant(
         "KEEP_STATS": keep_stats, "REDUCE": reduction != "none", "MEAN": reduction == "mean",
         "ONE_PROGRAM": one_program, **ones,
     }  # fmt: skip
-    types = {"p_loss": "*fp32", "p_partials": "*fp64"}
-    return _variant(kl_divergence_fwd_kernel, dtype, classes, types, constants)
+    types = {**_shared(dtype), "p_loss": "*fp32", "p_partials": "*fp64"}
+    return row_variant(kl_divergence_fwd_kernel, types, constants, classes)
 
 
 def _backward_variant(dtype: str, classes: int, wants: str, reduction: str = "none", **ones: int) -> AotVariant:
     constants = {"WANTS_P": "p" in wants, "WANTS_Q": "q" in wants, "MEAN": reduction == "mean", **ones}
     types = {
+        **_shared(dtype),
         "p_grad_loss": "*fp32", "p_grad_p": f"*{dtype}", "p_grad_q": f"*{dtype}", "stride_grad_loss": "i32",
     }  # fmt: skip
-    return _variant(kl_divergence_bwd_kernel, dtype, classes, types, constants)
+    return row_variant(kl_divergence_bwd_kernel, types, constants, classes)
 
 
-_DTYPES_AND_CLASSES = [("fp32", 10), ("fp32", 1000), ("bf16", 32000), ("fp16", 200)]
 _ONES = {"N": 1, "C": 1, "stride_p": 1, "stride_q": 1}
 
 AOT_VARIANTS = [
-    *(_forward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
-    *(_forward_variant(dtype, classes, "mean", keep_stats=True) for dtype, classes in _DTYPES_AND_CLASSES),
+    *(_forward_variant(dtype, classes) for dtype, classes in DTYPES_AND_CLASSES),
+    *(_forward_variant(dtype, classes, "mean", keep_stats=True) for dtype, classes in DTYPES_AND_CLASSES),
     _forward_variant("fp32", 4096, "sum", keep_stats=True),
     _forward_variant("fp32", 1, one_program=True, **_ONES),
-    *(_backward_variant(dtype, classes, "pq") for dtype, classes in _DTYPES_AND_CLASSES),
+    *(_backward_variant(dtype, classes, "pq") for dtype, classes in DTYPES_AND_CLASSES),
     _backward_variant("fp32", 4096, "q", "mean"),
     _backward_variant("fp32", 1, "p", stride_grad_loss=1, **_ONES),
 ]

@@ -51,6 +51,11 @@ def row_sum_kernel(
     tl.store(p_loss, reduced(tl.sum(b_partials, axis=0), N, MEAN))
 
 
+def programs_for(rows: int, block_n: int) -> int:
+    """Programs of a forward whose programs take ``block_n`` rows at a time."""
+    return max(1, min(triton.cdiv(rows, block_n), MAX_PROGRAMS))
+
+
 def finish(
     partials: Tensor,  # [programs] float64
     loss: Tensor,  # one float32, written
@@ -63,11 +68,10 @@ def finish(
 
 
 AOT_VARIANTS = [
-    AotVariant(
+    AotVariant.of(
         row_sum_kernel,
         {"p_partials": "*fp64", "p_loss": "*fp32", "programs": "i32", "N": "i32"},
         {"MEAN": True, "BLOCK": MAX_PROGRAMS},
         4,
-        ("p_partials", "p_loss"),
     )
 ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from bdfast.triton_kernels.aot import AotVariant
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Launch:
         tiles = triton.cdiv(classes, block_c)
         return cls(elements // block_c, block_c, tiles, math.gcd(classes, row_stride, 16), num_warps)
 
+    def tiles_of(self, rows: int) -> int:
+        """Programs, where each owns one tile."""
+        return triton.cdiv(rows, self.block_n) * self.tiles
+
     def constants(self) -> dict[str, int]:
         """The arguments of both row kernels that depend on the launch."""
         return {"GRAIN": self.grain, "TILES": self.tiles, "BLOCK_N": self.block_n, "BLOCK_C": self.block_c}
@@ -77,6 +84,30 @@ def row_stats(p_logits, o_row, m_n, C, TILES: tl.constexpr, BLOCK_N: tl.constexp
 
 
 @triton.jit
+def store_stats(p_stats, o_n, m_n, b_max, b_sum):
+    """Keep what a backward wants of each row, in ``[N, 2]`` float32."""
+    tl.store(p_stats + 2 * o_n, b_max, mask=m_n)
+    tl.store(p_stats + 2 * o_n + 1, b_sum, mask=m_n)
+
+
+@triton.jit
+def load_stats(p_stats, o_n, m_n):
+    """What :func:`store_stats` kept."""
+    b_max = tl.load(p_stats + 2 * o_n, mask=m_n, other=0.0)
+    b_sum = tl.load(p_stats + 2 * o_n + 1, mask=m_n, other=1.0)
+    return b_max, b_sum
+
+
+@triton.jit
+def own_tile(TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Rows and classes of a program that owns one tile."""
+    program = tl.program_id(0).to(tl.int64)
+    o_n = (program // TILES) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_c = (program % TILES).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
+    return o_n, o_c
+
+
+@triton.jit
 def softmax_gradient(p_logits, p_grad, o_n, o_c, o_row, m_n, m_active, b_y, b_max, b_sum, b_weight, C):
     """Store a tile of weight * (softmax - onehot) of active rows and exact zeros of the others; the latter not read."""
     m_c = (o_c < C)[None, :]
@@ -86,6 +117,16 @@ def softmax_gradient(p_logits, p_grad, o_n, o_c, o_row, m_n, m_active, b_y, b_ma
     b_grad = tl.where(m_active[:, None], b_grad, 0.0)
     p_tile = p_grad + o_n[:, None] * C + o_c[None, :]
     tl.store(p_tile, b_grad.to(p_grad.dtype.element_ty), mask=m_n[:, None] & m_c)
+
+
+DTYPES_AND_CLASSES = [("fp32", 10), ("fp32", 1000), ("bf16", 32000), ("fp16", 200)]
+"""What row kernels are compiled for ahead of time."""
+
+
+def row_variant(kernel: Any, types: dict[str, str], constants: dict[str, int | bool], classes: int) -> AotVariant:
+    """A row kernel as it is launched for contiguous rows of so many classes."""
+    launch = Launch.choose(classes, classes)
+    return AotVariant.of(kernel, types, {**constants, **launch.constants()}, launch.num_warps)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

@@ -7,8 +7,6 @@ so reruns are bit-identical on every GPU.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +16,16 @@ from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.row_sum import store_sum
-from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of
+from bdfast.triton_kernels.rows import (
+    DTYPES_AND_CLASSES,
+    Launch,
+    label_logit,
+    load_stats,
+    on_device_of,
+    own_tile,
+    row_variant,
+    store_stats,
+)
 from bdfast.triton_kernels.sce_margin import margin_of, other_classes
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -80,8 +87,7 @@ def sce_loss_fwd_kernel(
         m_n = o_n < N
         b_y, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
         b_max, b_sum, _ = other_classes(p_logits, o_row, b_y, m_n, C, TILES, BLOCK_N, BLOCK_C)
-        tl.store(p_stats + 2 * o_n, b_max, mask=m_n)
-        tl.store(p_stats + 2 * o_n + 1, b_sum, mask=m_n)
+        store_stats(p_stats, o_n, m_n, b_max, b_sum)
         b_ce, b_doubt, _ = _terms(margin_of(b_max, b_sum, b_zy))
         b_loss = alpha * b_ce + reverse * b_doubt
         if REDUCE:
@@ -118,14 +124,11 @@ def sce_loss_bwd_kernel(
     # Accumulates nothing; arithmetic in float32.
     C = C // GRAIN * GRAIN  # unchanged, and now known to be a multiple: loads and stores become vectors
     stride_n = stride_n // GRAIN * GRAIN
-    program = tl.program_id(0).to(tl.int64)
-    o_n = (program // TILES) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_c = (program % TILES).to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_n, o_c = own_tile(TILES, BLOCK_N, BLOCK_C)
     m_n = o_n < N
     o_row = o_n * stride_n
     b_y, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
-    b_max = tl.load(p_stats + 2 * o_n, mask=m_n, other=0.0)
-    b_sum = tl.load(p_stats + 2 * o_n + 1, mask=m_n, other=1.0)
+    b_max, b_sum = load_stats(p_stats, o_n, m_n)
     b_scale = tl.load(p_grad_loss + o_n * stride_grad_loss, mask=m_n, other=0.0).to(tl.float32)
     if MEAN:
         b_scale = b_scale / N
@@ -155,7 +158,7 @@ def forward(
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
     launch = Launch.choose(c, z.stride(0))
-    programs = max(1, min(triton.cdiv(n, launch.block_n), row_sum.MAX_PROGRAMS))
+    programs = row_sum.programs_for(n, launch.block_n)
     reduce = reduction != "none"
     mean = reduction == "mean"
     loss = z.new_empty(() if reduce else (n,), dtype=torch.float32)
@@ -188,9 +191,8 @@ def backward(
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))
-    programs = triton.cdiv(n, launch.block_n) * launch.tiles
     with on_device_of(z):
-        sce_loss_bwd_kernel[(programs,)](
+        sce_loss_bwd_kernel[(launch.tiles_of(n),)](
             grad_loss, z, y, stats.contiguous(), grad,
             n, c, z.stride(0), grad_loss.stride(0) if reduction == "none" else 0, float(alpha), float(reverse),
             MEAN=reduction == "mean", **launch.constants(), num_warps=launch.num_warps,
@@ -199,13 +201,6 @@ def backward(
 
 
 # --- ahead of time ---------------------------------------------------------------------------------------------------
-
-
-def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int | bool], launch: Launch) -> AotVariant:
-    """``constants`` may name integers of value 1: Triton's own launcher turns those into constants too."""
-    types = {name: kind for name, kind in types.items() if name not in constants}
-    pointers = tuple(name for name, kind in types.items() if kind.startswith("*"))
-    return AotVariant(kernel, types, {**constants, **launch.constants()}, launch.num_warps, pointers)
 
 
 _SCALARS = {"N": "i32", "C": "i32", "stride_n": "i32", "alpha": "fp32", "reverse": "fp32"}
@@ -219,7 +214,7 @@ def _forward_variant(
         **_SCALARS,
     }  # fmt: skip
     constants = {"REDUCE": reduction != "none", "MEAN": reduction == "mean", "ONE_PROGRAM": one_program, **ones}
-    return _variant(sce_loss_fwd_kernel, types, constants, Launch.choose(classes, classes))
+    return row_variant(sce_loss_fwd_kernel, types, constants, classes)
 
 
 def _backward_variant(dtype: str, classes: int, reduction: str = "mean", **ones: int) -> AotVariant:
@@ -227,16 +222,14 @@ def _backward_variant(dtype: str, classes: int, reduction: str = "mean", **ones:
         "p_grad_loss": "*fp32", "p_logits": f"*{dtype}", "p_target": "*i64", "p_stats": "*fp32", "p_grad": f"*{dtype}",
         "stride_grad_loss": "i32", **_SCALARS,
     }  # fmt: skip
-    return _variant(sce_loss_bwd_kernel, types, {"MEAN": reduction == "mean", **ones}, Launch.choose(classes, classes))
+    return row_variant(sce_loss_bwd_kernel, types, {"MEAN": reduction == "mean", **ones}, classes)
 
-
-_DTYPES_AND_CLASSES = [("fp32", 10), ("fp32", 1000), ("bf16", 32000), ("fp16", 200)]
 
 AOT_VARIANTS = [
-    *(_forward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
+    *(_forward_variant(dtype, classes) for dtype, classes in DTYPES_AND_CLASSES),
     _forward_variant("fp32", 4096, "none"),
     _forward_variant("fp32", 1, one_program=True, N=1, C=1, stride_n=1),
-    *(_backward_variant(dtype, classes) for dtype, classes in _DTYPES_AND_CLASSES),
+    *(_backward_variant(dtype, classes) for dtype, classes in DTYPES_AND_CLASSES),
     _backward_variant("fp32", 4096),
     _backward_variant("fp32", 1, "none", N=1, C=1, stride_n=1, stride_grad_loss=1),
 ]

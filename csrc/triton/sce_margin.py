@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of
+from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of, row_variant
 
 
 @triton.jit
@@ -109,10 +109,7 @@ def _aot_variant(dtype: str, classes: int, **ones: int) -> AotVariant:
         "C": "i32",
         "stride_n": "i32",
     }
-    types = {name: kind for name, kind in types.items() if name not in ones}
-    launch = Launch.choose(classes, classes)
-    pointers = ("p_logits", "p_target", "p_margin")
-    return AotVariant(sce_margin_kernel, types, {**ones, **launch.constants()}, launch.num_warps, pointers)
+    return row_variant(sce_margin_kernel, types, dict(ones), classes)
 
 
 AOT_VARIANTS = [

@@ -17,6 +17,7 @@ if (reason := runs_triton(torch.empty(0, device=DEVICE), dtypes=(torch.float32,)
     pytest.skip(f"triton: {reason}", allow_module_level=True)
 
 from bdfast.triton_kernels import hinge_cross_entropy as kernels  # noqa: E402
+from bdfast.triton_kernels import row_sum  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 Launch = kernels.Launch
@@ -66,7 +67,7 @@ def test_any_number_of_blocks_and_tiles(
 
 def test_a_program_walks_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, block_n=2, block_c=8)
-    monkeypatch.setattr(kernels, "MAX_PROGRAMS", 4)
+    monkeypatch.setattr(row_sum, "MAX_PROGRAMS", 4)
     for reduction in ("none", "sum"):
         check(*draw(23, 11), reduction=reduction)
 

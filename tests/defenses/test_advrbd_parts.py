@@ -15,6 +15,7 @@ from bdfast.defenses import AdvrBDConfig
 from bdfast.defenses.advrbd.content import (
     ContentView,
     RandomErasing,
+    _alike,
     content_margins,
     dealt,
     warn_where_content_is_weak,
@@ -146,6 +147,19 @@ def test_samples_that_lie_in_another_class_get_a_margin_below_0() -> None:
     margins = content_margins(view, labels, [2], seeds=0.2, shrinkage=0.1)
     assert bool(margins[:40].isnan().all())
     assert torch.equal(margins[40:] < 0, familiar[40:])
+
+
+def test_seeds_by_their_neighbours_where_energy_misleads() -> None:
+    view, labels, familiar = _view()
+    misled = view._replace(logits=torch.where(familiar[:, None], -view.logits, view.logits))  # poison is what is new
+    by_energy = content_margins(misled, labels, [2], seeds=0.2, shrinkage=0.1)
+    by_neighbours = content_margins(misled, labels, [2], seeds=0.2, shrinkage=0.1, seeding="neighbors")
+    assert bool((by_energy[40:][familiar[40:]] > 0).any())
+    assert bool((by_energy[40:][~familiar[40:]] < 0).all())
+    assert torch.equal(by_neighbours[40:] < 0, familiar[40:])
+    alike = _alike(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.2]]), torch.tensor([0, 0, 0, 1]),
+                   torch.tensor([0, 3]), torch.tensor([0, 1, 2, 3]), 2)  # fmt: skip
+    assert alike.tolist() == [0.5, 0.0]  # of 0: its like and the other one; of 3: twice the other label
 
 
 def test_one_margin_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+from bdfast.defenses.advrbd.content import Seeding
 from bdfast.errors import message
 from bdfast.runtime.precision import PRECISIONS, Precision
 from bdfast.runtime.resident import Augment
@@ -128,6 +129,11 @@ class AdvrBDConfig:
     content_seeds: float = 0.2
     """Share of a class that stands for it when its content is judged, in (0, 1] [O]."""
 
+    content_seeding: Seeding = "energy"
+    """Which samples those are: of lowest "energy", or with most of their own label among their nearest "neighbors" [O].
+    In the target class of digits both are clean (91 to 98 %, 93 to 100 %); of 4,000 images of CIFAR-10 under BadNets,
+    with a network that knows little, 48 % and 82 %. What is published of ``robust`` on digits is of "energy"."""
+
     content_shrinkage: float = 0.1
     """Of the features' covariance towards a multiple of the identity, in [0, 1] [O]."""
 
@@ -234,6 +240,7 @@ class AdvrBDConfig:
         _check_flag(where, "content_check", self.content_check)
         for name in ("content_epochs", "content_networks"):
             check_count(where, name, getattr(self, name))
+        check_one_of(where, "content_seeding", self.content_seeding, get_args(Seeding))
         for name in ("content_seeds", "content_shrinkage"):
             check_number(where, name, getattr(self, name), high=1.0 + 1e-9, above=name == "content_seeds")
         if self.content_networks < 2:

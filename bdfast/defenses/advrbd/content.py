@@ -9,7 +9,9 @@ lies with its true classes. For every class c,
 1. train a network on all samples but those labelled c, with random patches of the images erased, so that a small
    trigger is one more patch;
 2. the *seeds* of c are the share q of its samples that this network knows least, of lowest energy
-   :math:`\mathrm{logsumexp}_{j \ne c}\, z_j`;
+   :math:`\mathrm{logsumexp}_{j \ne c}\, z_j`; or those that most often have their own label among their k nearest
+   neighbours (cosine of the whitened features), k half a class: samples of c crowd together, while poison lies among
+   the many samples of its true classes;
 3. with the means :math:`m_j` of the other classes and :math:`m_c` of the seeds in its features h, standardised, and
    the pooled covariance S of the other classes, the content margin of a sample of c is the difference of two squared
    Mahalanobis distances (linear discriminant analysis):
@@ -26,12 +28,16 @@ Above 0, x is more like the seeds of its class than like any other class. A trig
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 RIDGE = 1e-6  # of the standard deviations, for features that never vary
+
+NEIGHBORS = 0.5  # of the mean size of a class; poison of one true class alone is to be outnumbered by that class
+
+Seeding: TypeAlias = Literal["energy", "neighbors"]
 
 LEAST_RECOGNISED = 0.5
 """Share of the samples with a margin above 0 below which content is of little use: it was 0.76 to 0.90 on digits, where
@@ -63,6 +69,7 @@ def content_margins(
     *,
     seeds: float,
     shrinkage: float,
+    seeding: Seeding = "energy",
 ) -> Tensor:
     """Content margin of the samples of the classes that the network was not trained on; NaN for all others.
 
@@ -74,6 +81,7 @@ def content_margins(
         left_out: classes.
         seeds: q in (0, 1], at least one sample a class.
         shrinkage: of S towards a multiple of the identity.
+        seeding: what makes a sample a seed.
 
     Returns:
         float32 ``[N]``.
@@ -90,16 +98,18 @@ def content_margins(
     position = {c: i for i, c in enumerate(groups)}
     within = torch.cat([features[groups[c]] - means[position[c]] for c in known])
     whiten = _whitening(within, shrinkage)
+    white = features @ whiten
     energy = view.logits[:, known].double().logsumexp(1)
+    count = max(1, round(NEIGHBORS * int(finite.sum()) / len(groups)))
     for c in (c for c in left_out if c in groups):
         index = groups[c]
-        familiar = energy[index]
-        chosen = index[familiar.argsort(stable=True)[: max(1, int(seeds * len(index)))]]
+        new = -energy[index] if seeding == "energy" else _alike(white, labels, index, finite.nonzero().flatten(), count)
+        chosen = index[new.argsort(descending=True, stable=True)[: max(1, int(seeds * len(index)))]]
         own = features[chosen].mean(0)
         others = means[[i for other, i in position.items() if other != c]]
         if len(others) == 0:
             continue
-        x = features[index] @ whiten
+        x = white[index]
         nearest = torch.cdist(x, others @ whiten).square().min(1).values
         distance = (x - own @ whiten).square().sum(1)
         margins[index] = (0.5 * (nearest - distance)).float()
@@ -128,6 +138,25 @@ def _standardised(features: Tensor, finite: Tensor) -> Tensor:
     f = features.double()
     known = f[finite]
     return (f - known.mean(0)) / (known.std(0) + RIDGE)
+
+
+def _alike(
+    features: Tensor,  # [N, D]
+    labels: Tensor,  # [N]
+    index: Tensor,  # [M]
+    among: Tensor,  # [A]
+    count: int,
+) -> Tensor:
+    """Share of the same label among the nearest neighbours of the samples ``index``, themselves left out; ``[M]``."""
+    directions = nn.functional.normalize(features, dim=1).float()
+    everyone = directions[among].T
+    shares = []
+    for rows in torch.split(index, 256):
+        closeness = directions[rows] @ everyone
+        closeness[rows[:, None] == among] = -2.0
+        nearest = among[closeness.topk(min(count, len(among) - 1), 1).indices]
+        shares.append((labels[nearest] == labels[rows][:, None]).float().mean(1))
+    return torch.cat(shares)
 
 
 def _whitening(deviations: Tensor, shrinkage: float) -> Tensor:

@@ -154,6 +154,7 @@ class Run:
                 own = content_margins(
                     self._view(network), self.labels, left_out,
                     seeds=self.config.content_seeds, shrinkage=self.config.content_shrinkage,
+                    seeding=self.config.content_seeding,
                 )  # fmt: skip
             margins = torch.where(~seen, own, margins)
         return margins

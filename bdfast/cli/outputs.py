@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -18,8 +19,12 @@ from bdfast.files import atomic_write
 from bdfast.metrics import Metrics, defense_effectiveness_rating, robust_improvement_rating
 from bdfast.runtime.plain_json import plain
 
+fcntl = importlib.import_module("fcntl") if os.name == "posix" else None
+
 RESUME_FILE = "resume.pt"
 """Where training stands, while it goes on; the same command continues from it."""
+
+_UNFINISHED = ".unfinished-"
 
 RATES = {"ACC": "acc", "ASR": "asr", "RA": "ra"}
 
@@ -39,7 +44,9 @@ def results_folder(where: str, out: str | os.PathLike[str]) -> Iterator[Path]:
         raise ValueError(message(where, "--out", "a folder", f"{folder}, a file", "choose another path"))
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+    _remove_abandoned(folder)
+    staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+    held = _lock(staging)
     try:
         yield staging
         for path in sorted(staging.iterdir()):
@@ -52,8 +59,35 @@ def results_folder(where: str, out: str | os.PathLike[str]) -> Iterator[Path]:
         raise KeyboardInterrupt(kept) from interrupt
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if held is not None:
+            os.close(held)
         if made and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What runs that were killed have left: folders that no process has locked."""
+    for staging in folder.glob(f"{_UNFINISHED}*"):
+        held = _lock(staging)
+        if held is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+            os.close(held)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the folder for this process until it is closed; None where it is another's."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def to_json(value: Any) -> str:

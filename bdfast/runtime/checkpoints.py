@@ -78,8 +78,8 @@ def save_state(
 ) -> None:
     """Write weights as safetensors where the suffix says so, else as ``torch.save({"model": state, **metadata})``.
 
-    The file appears whole or not at all. Tensors that share memory are written one by one, views without what
-    surrounds them.
+    The file appears whole or not at all. The same state and metadata give the same bytes of safetensors. Tensors that
+    share memory are written one by one, views without what surrounds them.
 
     Args:
         path: in a folder that exists.
@@ -98,9 +98,20 @@ def save_state(
         if path.suffix == ".safetensors":
             safetensors = optional_import("safetensors.torch", extra="cli", purpose="to write .safetensors files")
             header = {key: json.dumps(value) for key, value in {**plain, _ORDER: list(tensors)}.items()}
-            file.write(safetensors.save(tensors, header))
+            _write_sorted(file, safetensors.save(tensors, header))
         else:
             torch.save({"model": tensors, **plain}, file)
+
+
+def _write_sorted(file: IO[bytes], data: bytes) -> None:
+    """Write a safetensors file with its metadata in the order of their names, which the library leaves to chance."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.write(memoryview(data)[start:])
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str = "load_into") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,13 @@ def test_folder_vanishes_if_the_block_raises(tmp_path: Path) -> None:
 def test_interrupt_names_what_is_kept(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="no result was written"), results_folder("test", tmp_path / "out"):
         raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file locks")
+def test_what_a_killed_run_left_goes_and_what_another_run_holds_stays(tmp_path: Path) -> None:
+    (tmp_path / ".unfinished-killed").mkdir()
+    (tmp_path / ".unfinished-killed" / "half").write_text("1")
+    with results_folder("test", tmp_path) as held, results_folder("test", tmp_path) as other:
+        assert names(tmp_path) == sorted([held.name, other.name])
+        (held / "one").write_text("1")
+    assert names(tmp_path) == ["one"]

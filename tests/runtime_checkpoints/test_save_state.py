@@ -169,3 +169,19 @@ def test_errors_of_the_block_are_its_own(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "x"):
         open(tmp_path / "elsewhere").close()
     assert caught.value.filename == str(tmp_path / "elsewhere")
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
+    """The library writes metadata in an order that changes from run to run."""
+    state = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16)}
+    metadata = {f"key {i}": i for i in range(9)} | {"umlaut": "\u00e4"}
+    for name in ("x", "y"):
+        save_state(tmp_path / f"{name}.safetensors", state, metadata)
+    content = (tmp_path / "x.safetensors").read_bytes()
+    assert content == (tmp_path / "y.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = list(json.loads(content[8 : 8 + size])["__metadata__"])
+    assert (size % 8, header) == (0, sorted(header))
+    loaded = load_state(tmp_path / "x.safetensors")
+    assert list(loaded.state) == ["b", "a"]
+    assert loaded.metadata == metadata

@@ -26,7 +26,17 @@ class MissingExtraError(ImportError):
 
 def message(where: str, argument: str, expected: str, got: str, remedy: str) -> str:
     """One sentence in three parts: ``where: `argument` expected ..., got ...; remedy``."""
-    return f"{where}: `{argument}` expected {expected}, got {got}; {remedy}"
+    return printable(f"{where}: `{argument}` expected {expected}, got {got}; {remedy}")
+
+
+def printable(text: str) -> str:
+    """Text that may come from a stranger's file, without what a terminal would obey.
+
+    Example:
+        >>> printable("\x1b[2Jweight")
+        '?[2Jweight'
+    """
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def optional_import(module: str, *, extra: str, purpose: str) -> ModuleType:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from bdfast.cli.command import DONE, FAILED, FINDING
-from bdfast.errors import message
+from bdfast.errors import message, printable
 from bdfast.integrations.backdoorbench.converted import MANIFEST, sha256
 from bdfast.integrations.backdoorbench.record import ATTACK_RESULT, is_record, read_record
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError, printable, read_artefact
+from bdfast.integrations.backdoorbench.sandbox import ArtefactError, read_artefact
 from bdfast.integrations.backdoorbench.stored import KEYS, Fields, StoredRecord, StoredSet
 from bdfast.integrations.backdoorbench.weights import build_network
 from bdfast.runtime.checkpoints import load_state
@@ -158,7 +158,7 @@ def text(found: Inspection) -> str:
     lines = [found.path, f"  {'what it is':<12} {found.kind}", f"  {'status':<12} {found.status}"]
     if found.sha256 is not None:
         lines += [f"  {'SHA-256':<12} {found.sha256}", f"  {'bytes':<12} {found.bytes}"]
-    lines += [f"  {printable(key):<12} {printable(str(value))}" for key, value in found.claims.items()]
+    lines += [f"  {printable(key):<12} {printable(str(value)[:400])}" for key, value in found.claims.items()]
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"refused: {part}" for part in found.refused]
     lines += [f"FINDING: {finding}" for finding in found.findings] or [NO_FINDING]

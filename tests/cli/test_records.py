@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bdfast import attacks, models
 from bdfast.data import load, read_index
@@ -126,6 +127,11 @@ def test_doctor_shows_nothing_that_a_terminal_obeys(bdfast: Run, tmp_path: Path)
     assert "?[2Ja" in outcome.out
     assert "?]0;title?" in outcome.out
     assert all(line.isprintable() for line in outcome.out.splitlines())
+    save_file({"\x1b[2Ja": torch.ones(1) / 0}, tmp_path / "x.safetensors", metadata={"\x1b[2J": "\x1b]0;title\x07"})
+    for words in (["doctor", "--artefact"], ["evaluate", "--arch", "digits_cnn", *BASE, "--model"]):
+        outcome = bdfast(*words, tmp_path / "x.safetensors")
+        assert outcome.code == 2
+        assert all(line.isprintable() for line in (outcome.out + outcome.err).splitlines())
 
 
 @pytest.mark.parametrize("defense", ["ft", "pad-ft"])

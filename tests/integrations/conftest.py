@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from bdfast import attacks, models
 from bdfast.attacks import PoisonedData, TriggeredData
 from bdfast.data import load
-from bdfast.integrations.backdoorbench import save_record
+from bdfast.integrations.backdoorbench import Record, load_record, save_record
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,32 @@ class Attack:
             train=self.poisoned, test=self.triggered, in_memory=in_memory,
         )  # fmt: skip
         return folder
+
+
+def joined(folder: Path, attack: Attack) -> Record:
+    return load_record(folder, train=attack.train, test=attack.test)
+
+
+def assert_same(record: Record, attack: Attack, poisoned: PoisonedData | None = None) -> None:
+    """Images, labels, flags and weights, bit for bit."""
+    poisoned = poisoned or attack.poisoned
+    assert record.train is not None
+    for name in ("images", "labels", "original_labels", "is_poisoned", "is_cover"):
+        assert torch.equal(getattr(record.train, name), getattr(poisoned, name)), name
+    eligible = attack.triggered.eligible
+    for ours, theirs in zip(record.triggered_test, attack.triggered[:3], strict=True):
+        assert torch.equal(ours, theirs[eligible])
+    weights = record.model.state_dict()
+    for key, value in attack.model.state_dict().items():
+        assert torch.equal(weights[key], value), key
+
+
+def saved_as(tmp_path: Path, attack: Attack, poisoned: PoisonedData | None, triggered: Any = None) -> Record:
+    save_record(
+        tmp_path / "record", attack.model, model_name="digits_cnn", num_classes=10, clean_data="digits",
+        train=poisoned, test=triggered or attack.triggered,
+    )  # fmt: skip
+    return joined(tmp_path / "record", attack)
 
 
 @pytest.fixture(scope="session")

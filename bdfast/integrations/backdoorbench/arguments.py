@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bdfast.errors import message, optional_import
-from bdfast.integrations.backdoorbench.sandbox import printable
+from bdfast.errors import message, optional_import, printable
 
 MAX_YAML_BYTES = 1 << 20
 

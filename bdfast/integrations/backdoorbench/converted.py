@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bdfast.errors import LabelRangeError, message
 from bdfast.files import atomic_write
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError, Limits, printable
+from bdfast.integrations.backdoorbench.sandbox import ArtefactError, Limits
 from bdfast.integrations.backdoorbench.stored import (
     MAX_CLASSES,
     MAX_SAMPLES,
@@ -139,7 +139,7 @@ def _check_hashes(fields: Fields, folder: Path, manifest: dict[str, Any]) -> Non
             expected, remedy = f"at most {Limits.file} bytes", "convert the weights alone"
             raise ArtefactError(fields.where, path, "size", "limit", expected, str(path.stat().st_size), remedy)
         if sha256(path) != files[path.name]:
-            expected = printable(str(files[path.name]))
+            expected = str(files[path.name])[:80]
             raise ArtefactError(fields.where, path, "SHA-256", "damaged", expected, "another", "convert it again")
 
 

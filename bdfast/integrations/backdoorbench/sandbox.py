@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdfast.errors import message
+from bdfast.errors import message, printable
 from bdfast.integrations.backdoorbench.restricted.refused import Kind
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ def _rebuild(path: Path, out: Path, where: str) -> Artefact:
     """The values of a description; one that contradicts itself is not believed, whoever wrote it."""
     description = json.loads((out / "description.json").read_text(encoding="utf-8"))
     if "refused" in description:
-        kind, *parts = [printable(str(part)) for part in description["refused"]]
+        kind, *parts = [printable(str(part)[:400]) for part in description["refused"]]
         assert kind in _KINDS
         field, expected, got, remedy = parts
         raise ArtefactError(where, path, field, kind, expected, got, remedy)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def _rebuild(path: Path, out: Path, where: str) -> Artefact:
     try:
         return Artefact(str(description["kind"]), builder.value(description["value"]))
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-        got = f"a description that contradicts itself ({printable(str(error))})"
+        got = f"a description that contradicts itself ({str(error)[:160]})"
         raise ArtefactError(where, path, "the file", "damaged", "a sound description", got, "report this") from error
 
 
@@ -241,13 +241,3 @@ def _unpacked(raw: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
     """[H, W, 1] of 0 and 255 from eight pixels a byte."""
     bits = np.unpackbits(raw.reshape(height, -1), axis=1)[:, :width]
     return (bits * np.uint8(255))[:, :, None]
-
-
-def printable(text: str) -> str:
-    """Text from a file as it may be shown: short, and without what a terminal would obey.
-
-    Example:
-        >>> printable("\x1b[2Jweight")
-        '?[2Jweight'
-    """
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:400])

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdfast.errors import LabelRangeError, message
+from bdfast.errors import LabelRangeError, message, printable
 from bdfast.integrations.backdoorbench.pictures import MAX_SET_BYTES, MAX_SIDE, Picture, decode
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError, printable
+from bdfast.integrations.backdoorbench.sandbox import ArtefactError
 
 KEYS = ("model_name", "num_classes", "model", "data_path", "img_size", "clean_data", "bd_train", "bd_test")
 SET_KEYS = (
@@ -95,8 +95,7 @@ class Fields:
         self, field: str, expected: str, got: str, remedy: str = "fetch or save the record again"
     ) -> ArtefactError:
         """An error that names the field."""
-        field, got = printable(field), printable(got)  # both may quote the file
-        return ArtefactError(self.where, self.path, field, "damaged", expected, got, remedy)
+        return ArtefactError(self.where, self.path, printable(field[:400]), "damaged", expected, got[:400], remedy)
 
     def mapping(self, value: Any, field: str, keys: Sequence[str] = ()) -> dict[Any, Any]:
         if not isinstance(value, dict):

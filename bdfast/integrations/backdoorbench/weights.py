@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bdfast import models
-from bdfast.errors import MissingExtraError
-from bdfast.integrations.backdoorbench.sandbox import printable
+from bdfast.errors import MissingExtraError, printable
 from bdfast.integrations.backdoorbench.stored import Fields, StoredRecord
 from bdfast.runtime.checkpoints import load_into
 

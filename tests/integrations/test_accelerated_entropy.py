@@ -132,3 +132,19 @@ class Unused(nn.Module):
 def test_errors(net: nn.Module, loader: Any, text: str) -> None:
     with pytest.raises(ValueError, match=f"EP_defense: {text}"):
         EP_defense(net, 3.0, loader, ARGS)
+
+
+def test_the_plain_form_prunes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(64, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 16, 3), nn.BatchNorm2d(16))
+    with torch.no_grad():
+        net[0].weight[5] *= 0.0  # a constant channel: its entropy is 0
+    pruned = []
+    for switch in ("0", "1"):
+        monkeypatch.setenv("BDFAST_REFERENCE", switch)
+        copied = copy.deepcopy(net)
+        EP_defense(copied, 1.0, [(images,)], ARGS)
+        pruned.append([(copied[place].weight == 0).nonzero().flatten().tolist() for place in (1, 4)])
+    assert pruned[0] == pruned[1]
+    assert 5 in pruned[0][0]

@@ -115,3 +115,14 @@ def test_other_transforms_are_called() -> None:
     images, pert = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     expected = torch.tanh(Normalize(MEAN, STD)((images.sigmoid() + pert).clamp(0, 1)))
     assert torch.equal(get_perturbed_image(npd, images, pert), expected)
+
+
+def test_constants_made_for_inference_serve_training() -> None:
+    """They are kept from call to call, whatever mode the first one was in."""
+    images = torch.rand(2, 3, 5, 5, dtype=torch.float64)
+    with torch.inference_mode():
+        get_perturbed_image(NPD, images, torch.zeros_like(images))
+    pert = torch.zeros_like(images).requires_grad_()
+    get_perturbed_image(NPD, images, pert).sum().backward()
+    assert pert.grad is not None
+    assert bool(pert.grad.isfinite().all())

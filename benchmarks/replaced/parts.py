@@ -61,7 +61,7 @@ PARTS = (
     Part("clp-sweep", (), "`clp_sweep` of {thresholds} thresholds, {network}", 50.0, works.sweep_at_once, **CHANNELS),
     Part("entropy", ("batch_entropy",), "256 channels of two batches of {batch}", 20.0, works.entropies,
          **{**F32, "allowed": 1e-5}),
-    Part("ep", ("EP_defense",), "{batch} images, {network}", None, works.pruning,
+    Part("ep", ("EP_defense",), "{batch} images, {network}", 1.0, works.pruning,
          **{**CHANNELS, "weight": 10, "compared_in": torch.float64}),
     Part("sau", ("Shared_PGD.attack",), "5 steps, {attacked} images, two {network}", 1.5, works.attack,
          **{**SAME, "allowed": 1e-3}),

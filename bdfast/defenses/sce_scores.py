@@ -79,6 +79,7 @@ def sce_scores(
             trim=config.trim,
             ratio=config.spread_ratio if config.split == "spread" else None,
             gap=config.margin_gap,
+            clear_gap=config.clear_gap,
             diversity=config.diversity,
         )
         margins = scores.margins.masked_fill(scores.margins == float("inf"), float("nan"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -75,9 +76,19 @@ def test_modes_of_one_loss_are_not_told_apart() -> None:
 
 
 def test_a_mode_next_to_one_other_class_is_a_style() -> None:
-    scores, poisoned = planted(loose=2.0, gap=5.0)
+    scores, poisoned = planted(loose=2.0, gap=2.0)
     style = replace(scores, runner_up=torch.where(poisoned, 3, scores.runner_up).int())
-    assert select(style, 4, k=20, trim=0.0, ratio=1.45, gap=1.3, diversity=0.45).split == []
+    pick = partial(select, num_classes=4, k=20, trim=0.0, ratio=1.45, gap=1.3, clear_gap=4.0, diversity=0.45)
+    assert len(pick(scores).split) == 1
+    assert pick(style).split == []
+
+
+def test_a_mode_of_much_lower_loss_is_suspected_whatever_its_second_classes() -> None:
+    """A strong blend: the true class is not the second one any more."""
+    scores, poisoned = planted(loose=2.0, gap=5.0)
+    blend = replace(scores, runner_up=torch.where(poisoned, 3, scores.runner_up).int())
+    picked = select(blend, 4, k=20, trim=0.0, ratio=1.45, gap=1.3, clear_gap=2.5, diversity=0.45)
+    assert picked.suspects.tolist() == poisoned.nonzero().flatten().tolist()
 
 
 def test_between_modes_of_one_width_the_loss_decides() -> None:

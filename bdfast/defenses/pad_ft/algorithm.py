@@ -160,6 +160,7 @@ def pad_ft(
                     trim=config.trim,
                     ratio=ratio,
                     gap=config.margin_gap,
+                    clear_gap=config.clear_gap,
                     diversity=config.diversity,
                 )
             else:

@@ -8,8 +8,8 @@ Hence, with :math:`v_c` the variance (sum over features) of class c,
 1. a class stands out where :math:`v_c \ge r \cdot \mathrm{median}_c\, v_c`;
 2. in it, a mixture of two spherical normal distributions finds two modes;
 3. the looser mode is suspected, and the one of lower loss; where these differ, whichever stands out more;
-4. the suspicion is dropped unless the losses of the modes differ and the suspects' second classes, which are often
-   their true ones, are various: a class of two styles, such as the digit 1, passes neither test;
+4. the suspicion is dropped unless the losses of the modes differ clearly, or differ and the suspects' second classes,
+   which are often their true ones, are various: a class of two styles, such as the digit 1, passes no such test;
 5. the k samples come from the other mode.
 
 On digits (BadNets, Blended) 91 to 97 % of the suspects were poisoned and 97 to 100 % of the target class's selection
@@ -63,6 +63,7 @@ def select(
     trim: float,
     ratio: float | None,
     gap: float = 0.0,
+    clear_gap: float = math.inf,
     diversity: float = 0.0,
 ) -> Selection:
     """The k cleanest samples of each class, of its trusted mode where it has two.
@@ -74,6 +75,7 @@ def select(
         trim: share of each class that is passed over, lowest loss first.
         ratio: r, from which a class may be split; None never splits.
         gap: between the mean margins of its modes, from which it is; in units of the median class's deviation.
+        clear_gap: the same, from which their second classes are not asked.
         diversity: of the suspects' second classes, from which it is: entropy in units of log(K - 1).
     """
     margins = scores.margins.clone()
@@ -84,9 +86,9 @@ def select(
         for c in (c for c in range(num_classes) if spread[c] >= ratio):
             index = _finite_of(scores, c)
             loose, record = split_class(scores.sketch[index], scores.margins[index], deviation)
-            if not abs(record["margin"][0] - record["margin"][1]) >= gap * deviation:
-                continue
-            if not _entropy(scores.runner_up[index[loose]]) >= diversity * math.log(max(num_classes - 1, 1)):
+            apart = abs(record["margin"][0] - record["margin"][1])
+            various = _entropy(scores.runner_up[index[loose]]) >= diversity * math.log(max(num_classes - 1, 1))
+            if not (apart >= gap * deviation and (various or apart >= clear_gap * deviation)):
                 continue
             scale = spread[c] / record.pop("whole")
             record["variance"] = [round(v * scale, 4) for v in record["variance"]]

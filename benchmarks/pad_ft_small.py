@@ -45,8 +45,9 @@ DIGITS_ATTACKS: dict[str, tuple[str, float, dict[str, Any]]] = {
 CIFAR10_ATTACKS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "badnets": ("badnets", 0.1, {"size": 6}),
     "blended": ("blended", 0.1, {"alpha": 0.35}),
-    "wanet": ("wanet", 0.1, {}),
+    "wanet": ("wanet", 0.1, {"s": 6.0, "cover_rate": 0.05}),
     "sig": ("sig", 0.1, {}),
+    "none": ("badnets", 0.0, {"size": 6}),
 }
 """Name -> attack, rate, options; on CIFAR-10 triggers larger than usual, since so few images teach no small one."""
 

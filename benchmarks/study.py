@@ -124,7 +124,7 @@ class Study:
         asked = self.cells(attacks, options.seeds, options.variants)
         missing = remaining(asked, records)
         while missing and time.monotonic() < ends:
-            records.append(finite(self.judge(self, missing.pop(0))))
+            records.append({**finite(self.judge(self, missing.pop(0))), "commit": facts["commit"]})
             self.write(path, {**head, "complete": not missing, "records": records})
         self.write(path, {**head, "complete": not missing, "records": records})
         print(text_table(self.table(self.ordered(records))))
@@ -145,6 +145,7 @@ class Study:
         """Where it comes from, what the columns are, the table."""
         facts = result["environment"]
         commands = "".join(f"    {command}\n" for command in result["commands"])
+        commits = ", ".join(dict.fromkeys(record.get("commit", facts["commit"]) for record in result["records"]))
         partial = "" if result["complete"] else "**Partial**: some of the cells asked for are not measured yet.\n\n"
         attacks = "".join(
             f"- {name}: {attack} {100 * rate:g} %{', ' if options else ''}{_listed(options)}\n" if rate else
@@ -153,7 +154,7 @@ class Study:
         )  # fmt: skip
         variants = "".join(f"- {name}: `{_listed(options)}`\n" for name, options in self.variants.items() if options)
         return (
-            f"# {self.title}\n\n{commands}\n{facts['date'][:10]}, commit {facts['commit']}, "
+            f"# {self.title}\n\n{commands}\n{facts['date'][:10]}, commit {commits}, "
             f"torch {facts['versions']['torch']}, {facts['machine']['cpu']}. {partial}\n\n"
             f"{self.notes}\n\nAttacks:\n\n{attacks}\nVariants, fields of the config:\n\n{variants}\n"
             f"{markdown_table(self.table(self.ordered(result['records'])))}\n"

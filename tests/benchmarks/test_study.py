@@ -143,4 +143,5 @@ def test_cells_of_pad_ft_share_a_victim(monkeypatch: pytest.MonkeyPatch) -> None
     records = [of.judge(of, cell) for cell in asked]
     assert trained == [1]
     assert records[0]["before"] == records[1]["before"]
-    assert [r["selected"] for r in records] == [50, 50]
+    assert records[0]["selected"] == 50
+    assert 40 < records[1]["selected"] <= 50  # a class that was split may have fewer

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+HALF_OR_FLOAT = (torch.float32, torch.float16, torch.bfloat16)  # what most kernels take
+
 
 @functools.cache
 def extension() -> ModuleType | ImportError:
@@ -72,21 +74,21 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def runs_cpp(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
+def runs_cpp(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...] = HALF_OR_FLOAT) -> str | None:
     """Why the C++ kernel of an op cannot take ``tensor``, or ``None``."""
     if not tensor.is_cpu:
         return f"needs CPU tensors, got {tensor.device.type}"
     return _dtype_reason(tensor, dtypes) or cpp_missing()
 
 
-def runs_cuda(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
+def runs_cuda(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...] = HALF_OR_FLOAT) -> str | None:
     """Why the CUDA C++ kernel of an op cannot take ``tensor``, or ``None``."""
     if not tensor.is_cuda:
         return f"needs CUDA tensors, got {tensor.device.type}"
     return _dtype_reason(tensor, dtypes) or cuda_missing()
 
 
-def runs_triton(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
+def runs_triton(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...] = HALF_OR_FLOAT) -> str | None:
     """Why the Triton kernel of an op cannot take ``tensor``, or ``None``."""
     if not tensor.is_cuda and not (tensor.is_cpu and triton_interpreted()):
         return f"needs CUDA tensors (or TRITON_INTERPRET=1 for CPU tensors), got {tensor.device.type}"

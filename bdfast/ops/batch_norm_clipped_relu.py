@@ -20,7 +20,6 @@ PyTorch makes three passes of two, batch norm, ReLU and minimum; the least is on
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -33,8 +32,9 @@ from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
 from bdfast.ops.clipped_relu import BACKWARD, bit_addresses, clip, wanted
+from bdfast.ops.precision import compute_dtype
 from bdfast.ops.rows import DTYPE_CODE
-from bdfast.ops.validation import HALF_OR_FLOAT, check_number
+from bdfast.ops.validation import check_number
 
 NAME = "batch_norm_clipped_relu"
 
@@ -172,7 +172,7 @@ def _fake(
     return (
         ch.empty_dense(x, ch.is_channels_last(x)),
         ch.empty_bits(x, need_x + need_bound),
-        mean.new_empty(mean.shape, dtype=ch.compute_dtype(x)),
+        mean.new_empty(mean.shape, dtype=compute_dtype(x)),
     )
 
 
@@ -184,8 +184,8 @@ FORWARD = Op(
     fake=_fake,
     key=lambda x, *_: x,
     implementations=(
-        Implementation("cpp", _cpp, partial(runs_cpp, dtypes=HALF_OR_FLOAT)),
-        Implementation("triton", _triton, partial(runs_triton, dtypes=HALF_OR_FLOAT)),
+        Implementation("cpp", _cpp, runs_cpp),
+        Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
     ),
 )
@@ -217,4 +217,4 @@ def _parameter(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
     if value.requires_grad and torch.is_grad_enabled():
         remedy = "freeze it with .requires_grad_(False), detach it, or use torch.no_grad()"
         raise ValueError(message(NAME, name, "a tensor that does not require grad", "one that does", remedy))
-    return value.to(ch.compute_dtype(x))
+    return value.to(compute_dtype(x))

@@ -19,7 +19,6 @@ Bytes moved an element: one read forward; one read and one write backward.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -31,8 +30,8 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
+from bdfast.ops.precision import compute_dtype
 from bdfast.ops.rows import DTYPE_CODE
-from bdfast.ops.validation import HALF_OR_FLOAT
 
 NAME = "batch_norm_stat_distance"
 
@@ -108,7 +107,7 @@ def reference(
     mu = values.mean(dim=1)
     sigma2 = (values - mu[:, None]).square().mean(dim=1)
     distance = ((mu - mean.double()).square() + (sigma2 - var.double()).square()).sum()
-    return distance.to(ch.compute_dtype(x)), torch.stack((mu, sigma2))
+    return distance.to(compute_dtype(x)), torch.stack((mu, sigma2))
 
 
 def reference_backward(
@@ -167,15 +166,12 @@ def _triton_backward(*arguments: Any) -> Tensor:
 
 
 def _fake(x: Tensor, mean: Tensor, var: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return x.new_empty((), dtype=ch.compute_dtype(x)), x.new_empty((2, x.shape[1]), dtype=torch.float64)
+    return x.new_empty((), dtype=compute_dtype(x)), x.new_empty((2, x.shape[1]), dtype=torch.float64)
 
 
 def _fake_backward(x: Tensor, *_: Any) -> Tensor:
     return ch.empty_dense(x, ch.is_channels_last(x))
 
-
-_runs_cpp = partial(runs_cpp, dtypes=HALF_OR_FLOAT)
-_runs_triton = partial(runs_triton, dtypes=HALF_OR_FLOAT)
 
 FORWARD = Op(
     name="batch_norm_stat_distance_fwd",
@@ -184,8 +180,8 @@ FORWARD = Op(
     fake=_fake,
     key=lambda x, *_: x,
     implementations=(
-        Implementation("cpp", _cpp, _runs_cpp),
-        Implementation("triton", _triton, _runs_triton),
+        Implementation("cpp", _cpp, runs_cpp),
+        Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
     ),
 )
@@ -197,8 +193,8 @@ BACKWARD = Op(
     fake=_fake_backward,
     key=lambda x, *_: x,
     implementations=(
-        Implementation("cpp", _cpp_backward, _runs_cpp),
-        Implementation("triton", _triton_backward, _runs_triton),
+        Implementation("cpp", _cpp_backward, runs_cpp),
+        Implementation("triton", _triton_backward, runs_triton),
         Implementation("reference", reference_backward, always),
     ),
 )
@@ -221,4 +217,4 @@ def _statistic(name: str, value: Tensor, x: Tensor) -> Tensor:
         raise ValueError(message(NAME, name, f"the device of x, {x.device}", str(value.device), "move it there"))
     if torch.is_grad_enabled() and value.requires_grad:
         raise ValueError(message(NAME, name, "no gradient to be asked for", "requires_grad=True", "detach it"))
-    return value.to(ch.compute_dtype(x)).contiguous()
+    return value.to(compute_dtype(x)).contiguous()

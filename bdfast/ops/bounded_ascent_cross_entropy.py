@@ -14,7 +14,6 @@ move is one read of the logits forward, one read and one write backward.
 from __future__ import annotations
 
 import operator
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -26,6 +25,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
+from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import (
     DTYPE_CODE,
     classes_contiguous,
@@ -33,7 +33,6 @@ from bdfast.ops.rows import (
     label_mask,
     makes_gradient_ahead,
     scale_ahead_,
-    upcast,
 )
 
 NAME = "bounded_ascent_cross_entropy"
@@ -235,7 +234,7 @@ def _triton_backward(*arguments: Any) -> Tensor:
 
 
 def _fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(logits)
     return logits.new_empty((), dtype=dtype), logits.new_empty((logits.shape[0], 2), dtype=dtype)
 
 
@@ -244,8 +243,6 @@ def _fake_gradient(logits: Tensor) -> Tensor:
 
 
 _OPTIONS = "int num_descend, float mu, float tau, str backend"
-_runs_cpp = partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)
-_runs_triton = partial(runs_triton, dtypes=validation.HALF_OR_FLOAT)
 
 FORWARD = Op(
     name="bounded_ascent_cross_entropy_fwd",
@@ -254,8 +251,8 @@ FORWARD = Op(
     fake=_fake,
     key=lambda logits, *_: logits,
     implementations=(
-        Implementation("cpp", _cpp, _runs_cpp),
-        Implementation("triton", _triton, _runs_triton),
+        Implementation("cpp", _cpp, runs_cpp),
+        Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
     ),
 )
@@ -267,7 +264,7 @@ FORWARD_WITH_GRADIENT = Op(
     fake=lambda logits, *_: (*_fake(logits), _fake_gradient(logits)),
     key=lambda logits, *_: logits,
     implementations=(
-        Implementation("cpp", _cpp_with_gradient, _runs_cpp),
+        Implementation("cpp", _cpp_with_gradient, runs_cpp),
         Implementation("reference", reference_with_gradient, always),
     ),
 )
@@ -279,8 +276,8 @@ BACKWARD = Op(
     fake=lambda grad_loss, logits, *_: _fake_gradient(logits),
     key=lambda grad_loss, logits, *_: logits,
     implementations=(
-        Implementation("cpp", _cpp_backward, _runs_cpp),
-        Implementation("triton", _triton_backward, _runs_triton),
+        Implementation("cpp", _cpp_backward, runs_cpp),
+        Implementation("triton", _triton_backward, runs_triton),
         Implementation("reference", reference_backward, always),
     ),
 )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.errors import message
+from bdfast.ops.precision import compute_dtype
 from bdfast.ops.validation import FLOATING, is_number
 
 LANES = 16  # words of a block
@@ -59,11 +60,6 @@ def _bound_tensor(op: str, bound: Tensor, x: Tensor) -> Tensor:
             raise ValueError(message(op, "bound", expected, got, "pass one bound for all channels or one for each"))
         bound = bound.reshape(channels)
     return bound.to(compute_dtype(x))
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Half precision is compared and summed in float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 # --- memory order ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ gradient is wanted, and never sees x again.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,8 +23,8 @@ from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.ops import channels as ch
+from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import DTYPE_CODE
-from bdfast.ops.validation import HALF_OR_FLOAT
 
 NAME = "clipped_relu"
 
@@ -112,7 +111,7 @@ def reference(
     need_bound: bool,
 ) -> tuple[Tensor, Tensor]:
     """The clipped activations, and the bits that the backward starts from."""
-    y, bits = clip(x.to(ch.compute_dtype(x)), bound, limit, need_x, need_bound, ch.is_channels_last(x))
+    y, bits = clip(upcast(x), bound, limit, need_x, need_bound, ch.is_channels_last(x))
     return ch.dense(y.to(x.dtype), ch.is_channels_last(x)), bits
 
 
@@ -137,7 +136,7 @@ def reference_backward(
     bounds: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the ``bounds`` bounds (empty where not needed)."""
-    g = grad.to(ch.compute_dtype(grad))
+    g = upcast(grad)
     grad_x, grad_bound = grad.new_empty(0), g.new_empty(0)
     if need_x:
         scaled = g if scale is None else g * ch.per_channel(scale, g)
@@ -207,11 +206,8 @@ def _fake_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     grad_x = ch.empty_dense(grad, channels_last) if need_x else grad.new_empty(0)
-    return grad_x, grad.new_empty(bounds if need_bound else 0, dtype=ch.compute_dtype(grad))
+    return grad_x, grad.new_empty(bounds if need_bound else 0, dtype=compute_dtype(grad))
 
-
-_runs_cpp = partial(runs_cpp, dtypes=HALF_OR_FLOAT)
-_runs_triton = partial(runs_triton, dtypes=HALF_OR_FLOAT)
 
 FORWARD = Op(
     name="clipped_relu_fwd",
@@ -220,8 +216,8 @@ FORWARD = Op(
     fake=_fake,
     key=lambda x, *_: x,
     implementations=(
-        Implementation("cpp", _cpp, _runs_cpp),
-        Implementation("triton", _triton, _runs_triton),
+        Implementation("cpp", _cpp, runs_cpp),
+        Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
     ),
 )
@@ -234,8 +230,8 @@ BACKWARD = Op(
     fake=_fake_backward,
     key=lambda grad, *_: grad,
     implementations=(
-        Implementation("cpp", _cpp_backward, _runs_cpp),
-        Implementation("triton", _triton_backward, _runs_triton),
+        Implementation("cpp", _cpp_backward, runs_cpp),
+        Implementation("triton", _triton_backward, runs_triton),
         Implementation("reference", reference_backward, always),
     ),
 )

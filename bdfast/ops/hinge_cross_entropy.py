@@ -13,7 +13,6 @@ one read and one write backward.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -25,6 +24,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
+from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import (
     DTYPE_CODE,
     REDUCTIONS,
@@ -33,7 +33,6 @@ from bdfast.ops.rows import (
     label_mask,
     makes_gradient_ahead,
     scale_ahead_,
-    upcast,
 )
 
 NAME = "hinge_cross_entropy"
@@ -189,7 +188,7 @@ def _hinge(ce: Tensor, margin: float) -> Tensor:
 
 
 def _fake(logits: Tensor, target: Tensor, margin: float, reduction: str, hinge: str, backend: str) -> Any:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(logits)
     loss = logits.new_empty((logits.shape[0],) if reduction == "none" else (), dtype=dtype)
     return loss, logits.new_empty((logits.shape[0], 2), dtype=dtype)
 
@@ -257,9 +256,6 @@ def _fake_backward(grad_loss: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-_runs_cpp = partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)
-_runs_triton = partial(runs_triton, dtypes=validation.HALF_OR_FLOAT)
-
 FORWARD = Op(
     name="hinge_cross_entropy_fwd",
     public=NAME,
@@ -267,8 +263,8 @@ FORWARD = Op(
     fake=_fake,
     key=lambda logits, *_: logits,
     implementations=(
-        Implementation("cpp", _cpp, _runs_cpp),
-        Implementation("triton", _triton, _runs_triton),
+        Implementation("cpp", _cpp, runs_cpp),
+        Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
     ),
 )
@@ -280,7 +276,7 @@ FORWARD_WITH_GRADIENT = Op(
     fake=_fake_with_gradient,
     key=lambda logits, *_: logits,
     implementations=(
-        Implementation("cpp", _cpp_with_gradient, _runs_cpp),
+        Implementation("cpp", _cpp_with_gradient, runs_cpp),
         Implementation("reference", reference_with_gradient, always),
     ),
 )
@@ -293,8 +289,8 @@ BACKWARD = Op(
     fake=_fake_backward,
     key=lambda grad_loss, logits, *_: logits,
     implementations=(
-        Implementation("cpp", _cpp_backward, _runs_cpp),
-        Implementation("triton", _triton_backward, _runs_triton),
+        Implementation("cpp", _cpp_backward, runs_cpp),
+        Implementation("triton", _triton_backward, runs_triton),
         Implementation("reference", reference_backward, always),
     ),
 )

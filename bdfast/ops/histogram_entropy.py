@@ -15,7 +15,6 @@ usual loop passes over x once a bin; the least is one read for the range and one
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast
 
 import torch
@@ -26,7 +25,8 @@ from bdfast.backends.availability import native, runs_cpp, runs_cuda
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.rows import DTYPE_CODE, upcast
+from bdfast.ops.precision import compute_dtype, upcast
+from bdfast.ops.rows import DTYPE_CODE
 
 NAME = "histogram_entropy"
 MOST_BINS = 2**20  # kMostBins in csrc/include/histogram_entropy.h
@@ -110,7 +110,7 @@ def _check_bins(bins: int) -> None:
 
 
 def _fake(x: Tensor, step_size: float, compat: bool, backend: str) -> Tensor:
-    return x.new_empty((x.shape[0],), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_empty((x.shape[0],), dtype=compute_dtype(x))
 
 
 def _cpp(x: Tensor, step_size: float, compat: bool) -> Tensor:
@@ -151,8 +151,8 @@ ENTROPY = Op(
     fake=_fake,
     key=lambda x, *_: x,
     implementations=(
-        Implementation("cuda", _cuda, partial(runs_cuda, dtypes=validation.HALF_OR_FLOAT)),
-        Implementation("cpp", _cpp, partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)),
+        Implementation("cuda", _cuda, runs_cuda),
+        Implementation("cpp", _cpp, runs_cpp),
         Implementation("reference", reference, always),
     ),
 )

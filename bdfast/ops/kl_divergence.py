@@ -17,7 +17,6 @@ and one write of each gradient that is wanted backward.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -29,7 +28,8 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, reduce_rows, upcast
+from bdfast.ops.precision import compute_dtype, upcast
+from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, reduce_rows
 
 NAME = "kl_divergence"
 
@@ -208,7 +208,7 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake(logits_p: Tensor, logits_q: Tensor, reduction: str, keep_stats: bool, backend: str) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if logits_p.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(logits_p)
     n = logits_p.shape[0]
     loss = logits_p.new_empty((n,) if reduction == "none" else (), dtype=dtype)
     return loss, logits_p.new_empty((n if keep_stats else 0, 5), dtype=dtype)
@@ -227,9 +227,6 @@ def _fake_backward(
     return _gradients(logits_p, wants_p, wants_q)
 
 
-_runs_cpp = partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)
-_runs_triton = partial(runs_triton, dtypes=validation.HALF_OR_FLOAT)
-
 FORWARD = Op(
     name="kl_divergence_fwd",
     public=NAME,
@@ -237,8 +234,8 @@ FORWARD = Op(
     fake=_fake,
     key=lambda logits_p, *_: logits_p,
     implementations=(
-        Implementation("cpp", _cpp, _runs_cpp),
-        Implementation("triton", _triton, _runs_triton),
+        Implementation("cpp", _cpp, runs_cpp),
+        Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
     ),
 )
@@ -251,8 +248,8 @@ BACKWARD = Op(
     fake=_fake_backward,
     key=lambda grad_loss, logits_p, *_: logits_p,
     implementations=(
-        Implementation("cpp", _cpp_backward, _runs_cpp),
-        Implementation("triton", _triton_backward, _runs_triton),
+        Implementation("cpp", _cpp_backward, runs_cpp),
+        Implementation("triton", _triton_backward, runs_triton),
         Implementation("reference", reference_backward, always),
     ),
 )

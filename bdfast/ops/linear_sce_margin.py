@@ -11,7 +11,6 @@ is carried from block to block of classes. Memory is O(N + tile), arithmetic tha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +22,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.rows import upcast
+from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.sce_margin import reference as margin_of_logits
 
 NAME = "linear_sce_margin"
@@ -134,7 +133,7 @@ def _triton(features: Tensor, weight: Tensor, bias: Tensor | None, target: Tenso
 
 
 def _fake(features: Tensor, *_: Any) -> Tensor:
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(features)
     return features.new_empty((features.shape[0],), dtype=dtype)
 
 
@@ -145,8 +144,8 @@ LINEAR_MARGIN = Op(
     fake=_fake,
     key=lambda features, *_: features,
     implementations=(
-        Implementation("cpp", _cpp, partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)),
-        Implementation("triton", _triton, partial(runs_triton, dtypes=validation.HALF_OR_FLOAT)),
+        Implementation("cpp", _cpp, runs_cpp),
+        Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
     ),
 )

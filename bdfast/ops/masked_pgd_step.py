@@ -15,7 +15,6 @@ Bytes moved a patch pixel and channel: 4 elements (reads x', x, g; writes x'). T
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, SupportsIndex
 
 import torch
@@ -26,9 +25,8 @@ from bdfast.backends.availability import native, runs_cpp
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import patches
-from bdfast.ops.channels import compute_dtype
+from bdfast.ops.precision import upcast
 from bdfast.ops.rows import DTYPE_CODE
-from bdfast.ops.validation import HALF_OR_FLOAT
 
 NAME = "masked_pgd_step_"
 
@@ -121,7 +119,7 @@ def reference(
 ) -> None:
     """The step of the whole image, kept inside the patch."""
     _check_memory(x_adv, x, grad)
-    old, x0 = x_adv.to(compute_dtype(x)), x.to(compute_dtype(x))
+    old, x0 = upcast(x_adv), upcast(x)
     sign = (grad > 0).to(old.dtype) - (grad < 0).to(old.dtype)
     ball = patches.per_channel(eps, epsilons, x)
     v = old + patches.per_channel(step_size, step_sizes, x) * sign
@@ -171,7 +169,7 @@ STEP = Op(
     fake=_fake,
     key=lambda x_adv, *_: x_adv,
     implementations=(
-        Implementation("cpp", _cpp, partial(runs_cpp, dtypes=HALF_OR_FLOAT)),
+        Implementation("cpp", _cpp, runs_cpp),
         Implementation("cuda", _cuda, patches.runs_cuda_on_images),
         Implementation("reference", reference, always),
     ),

@@ -13,7 +13,6 @@ Bytes moved: one copy of the images, and 2 elements a patch pixel and channel.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, SupportsIndex, cast
 
 import torch
@@ -24,10 +23,9 @@ from bdfast.backends.availability import native, runs_cpp
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import patches
-from bdfast.ops.channels import compute_dtype
 from bdfast.ops.philox import philox4x32, stream_key
+from bdfast.ops.precision import compute_dtype
 from bdfast.ops.rows import DTYPE_CODE
-from bdfast.ops.validation import HALF_OR_FLOAT
 
 NAME = "masked_random_start"
 
@@ -162,7 +160,7 @@ START = Op(
     fake=_fake,
     key=lambda x, *_: x,
     implementations=(
-        Implementation("cpp", _cpp, partial(runs_cpp, dtypes=HALF_OR_FLOAT)),
+        Implementation("cpp", _cpp, runs_cpp),
         Implementation("cuda", _cuda, patches.runs_cuda_on_images),
         Implementation("reference", reference, always),
     ),

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bdfast.backends.availability import runs_cuda
 from bdfast.errors import message
-from bdfast.ops.channels import compute_dtype
-from bdfast.ops.validation import FLOATING, HALF_OR_FLOAT, is_number
+from bdfast.ops.precision import compute_dtype
+from bdfast.ops.validation import FLOATING, is_number
 
 WHOLE = -1  # the radius of a patch that is the whole image, in raw ops
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -174,7 +174,7 @@ def runs_cuda_on_images(images: Any) -> str | None:
     """Why a CUDA kernel cannot take ``images`` (or a stand-in that has only a device and a dtype), or ``None``."""
     if isinstance(images, Tensor) and math.prod(images.shape[1:]) >= 2**31:
         return f"takes images of fewer than 2^31 elements, got {list(images.shape[1:])}"
-    return runs_cuda(images, HALF_OR_FLOAT)
+    return runs_cuda(images)
 
 
 def address(value: float, of_channel: Tensor | None) -> tuple[float, int]:

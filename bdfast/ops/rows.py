@@ -11,11 +11,6 @@ REDUCTIONS = ("none", "sum", "mean")  # their indices are enum Reduction in csrc
 DTYPE_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum DType in csrc/include/dtype.h
 
 
-def upcast(tensor: Tensor) -> Tensor:
-    """Row arithmetic is in float32, and in float64 for float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def classes_contiguous(logits: Tensor) -> Tensor:
     """``logits`` with the classes of a row side by side; rows may lie any distance apart."""
     return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()

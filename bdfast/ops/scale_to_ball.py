@@ -23,8 +23,9 @@ from bdfast.backends.availability import native, runs_cpp, runs_cuda
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
+from bdfast.ops.precision import compute_dtype
 from bdfast.ops.rows import DTYPE_CODE
-from bdfast.ops.validation import HALF_OR_FLOAT, check_floating, is_number
+from bdfast.ops.validation import check_floating, is_number
 
 NAME = "scale_to_ball_"
 
@@ -117,8 +118,8 @@ SCALE = Op(
     fake=_fake,
     key=lambda perturbation, *_: perturbation,
     implementations=(
-        Implementation("cpp", partial(_on_dense_images, _cpp), partial(runs_cpp, dtypes=HALF_OR_FLOAT)),
-        Implementation("cuda", partial(_on_dense_images, _cuda), partial(runs_cuda, dtypes=HALF_OR_FLOAT)),
+        Implementation("cpp", partial(_on_dense_images, _cpp), runs_cpp),
+        Implementation("cuda", partial(_on_dense_images, _cuda), runs_cuda),
         Implementation("reference", reference, always),
     ),
 )
@@ -137,7 +138,7 @@ def _radius(radius: float | Tensor, perturbation: Tensor) -> tuple[float, Tensor
         if radius.device != perturbation.device:
             expected = f"the device of perturbation, {perturbation.device}"
             raise ValueError(message(NAME, "radius", expected, str(radius.device), "move it there"))
-        return 0.0, radius.detach().to(ch.compute_dtype(perturbation)).expand(images).contiguous()
+        return 0.0, radius.detach().to(compute_dtype(perturbation)).expand(images).contiguous()
     if not is_number(radius):
         raise TypeError(message(NAME, "radius", "a number or a tensor [N]", type(radius).__name__, "pass one of these"))
     if not 0.0 <= radius < math.inf:

@@ -14,7 +14,6 @@ margin :math:`m` of :mod:`bdfast.ops.sce_margin`, :math:`1 - p_y` is sigmoid(m) 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -27,7 +26,8 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, label_logit, label_mask, reduce_rows, upcast
+from bdfast.ops.precision import compute_dtype, upcast
+from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, label_logit, label_mask, reduce_rows
 from bdfast.ops.sce_margin import margin_of, other_classes
 
 NAME = "sce_loss"
@@ -254,28 +254,21 @@ def _triton_backward(*arguments: Any) -> Tensor:
 # --- registration ----------------------------------------------------------------------------------------------------
 
 
-def _float_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def _fake_loss(logits: Tensor, reduction: str) -> Tensor:
-    return logits.new_empty((logits.shape[0],) if reduction == "none" else (), dtype=_float_dtype(logits))
+    return logits.new_empty((logits.shape[0],) if reduction == "none" else (), dtype=compute_dtype(logits))
 
 
 def _fake(logits: Tensor, target: Tensor, alpha: float, reverse: float, reduction: str, backend: str) -> Any:
-    return _fake_loss(logits, reduction), logits.new_empty((logits.shape[0], 2), dtype=_float_dtype(logits))
+    return _fake_loss(logits, reduction), logits.new_empty((logits.shape[0], 2), dtype=compute_dtype(logits))
 
 
 def _fake_clamped(logits: Tensor, *options: Any) -> Any:
-    return _fake_loss(logits, options[-2]), logits.new_empty(logits.shape, dtype=_float_dtype(logits))
+    return _fake_loss(logits, options[-2]), logits.new_empty(logits.shape, dtype=compute_dtype(logits))
 
 
 def _fake_backward(grad_loss: Tensor, rows: Tensor, *_: Any) -> Tensor:
     return torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
 
-
-_runs_cpp = partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)
-_runs_triton = partial(runs_triton, dtypes=validation.HALF_OR_FLOAT)
 
 FORWARD = Op(
     name="sce_loss_fwd",
@@ -284,8 +277,8 @@ FORWARD = Op(
     fake=_fake,
     key=lambda logits, *_: logits,
     implementations=(
-        Implementation("cpp", _cpp, _runs_cpp),
-        Implementation("triton", _triton, _runs_triton),
+        Implementation("cpp", _cpp, runs_cpp),
+        Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
     ),
 )
@@ -298,8 +291,8 @@ BACKWARD = Op(
     fake=_fake_backward,
     key=lambda grad_loss, logits, *_: logits,
     implementations=(
-        Implementation("cpp", _cpp_backward, _runs_cpp),
-        Implementation("triton", _triton_backward, _runs_triton),
+        Implementation("cpp", _cpp_backward, runs_cpp),
+        Implementation("triton", _triton_backward, runs_triton),
         Implementation("reference", reference_backward, always),
     ),
 )

@@ -12,7 +12,6 @@ for wrong ones; :math:`m` keeps telling them apart. The least that has to move i
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -22,7 +21,8 @@ from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.ops import validation
-from bdfast.ops.rows import DTYPE_CODE, classes_contiguous, label_logit, label_mask, upcast
+from bdfast.ops.precision import compute_dtype, upcast
+from bdfast.ops.rows import DTYPE_CODE, classes_contiguous, label_logit, label_mask
 
 NAME = "sce_margin"
 
@@ -121,7 +121,7 @@ def _triton(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _fake(logits: Tensor, *_: Any) -> Tensor:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(logits)
     return logits.new_empty((logits.shape[0],), dtype=dtype)
 
 
@@ -132,8 +132,8 @@ MARGIN = Op(
     fake=_fake,
     key=lambda logits, *_: logits,
     implementations=(
-        Implementation("cpp", _cpp, partial(runs_cpp, dtypes=validation.HALF_OR_FLOAT)),
-        Implementation("triton", _triton, partial(runs_triton, dtypes=validation.HALF_OR_FLOAT)),
+        Implementation("cpp", _cpp, runs_cpp),
+        Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
     ),
 )

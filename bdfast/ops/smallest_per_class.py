@@ -147,7 +147,7 @@ def _fits(scores: Any, *, runs: Any) -> str | None:
     """Why a compiled kernel cannot take ``scores`` (or a stand-in that has only a device and a dtype), or ``None``."""
     if isinstance(scores, Tensor) and scores.numel() >= _MOST_SCORES:
         return f"takes fewer than 2^32 scores, got {scores.numel()}"
-    return cast("str | None", runs(scores, validation.HALF_OR_FLOAT))
+    return cast("str | None", runs(scores))
 
 
 SELECT = Op(

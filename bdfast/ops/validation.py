@@ -12,7 +12,6 @@ from bdfast.backends import debug_enabled
 from bdfast.errors import LabelRangeError, message
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-HALF_OR_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_logits(op: str, logits: Tensor, name: str = "logits") -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdfast.ops import channels as ch
 from bdfast.ops.batch_norm_stat_distance import BACKWARD, FORWARD, batch_norm_stat_distance
+from bdfast.ops.precision import compute_dtype
 from bdfast.testing.ops.clipped_relu import arrange
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
@@ -80,7 +80,7 @@ def bytes_moved(inputs: Inputs) -> int:
 
 def opcheck_arguments(inputs: Inputs) -> list[tuple[Any, tuple[Any, ...]]]:
     """Arguments of both raw ops."""
-    x, dtype = inputs["x"].detach(), ch.compute_dtype(inputs["x"])
+    x, dtype = inputs["x"].detach(), compute_dtype(inputs["x"])
     statistics = inputs["running_mean"].to(dtype), inputs["running_var"].to(dtype)
     distance, stats = FORWARD.call(x, *statistics, "auto")
     grad = inputs["grad"].to(distance.dtype)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import calibrate, gic_families
-from benchmarks.gic_families import WITH, WITHOUT
+from benchmarks.gic_tables import WITH, WITHOUT, grid, summary, table, verdict
 
 
 def line(seed: int, family: str, purifier: str, data: str, der: float) -> dict[str, Any]:
@@ -52,12 +52,12 @@ def test_summary_counts_pairs_that_are_complete() -> None:
         line(1, "blur", "ft", WITH, 66.0),
         line(1, "blur", "d3", WITHOUT, 90.0),
     ]
-    found = gic_families.summary(records)
+    found = summary(records)
     assert list(found) == ["ft", "all"]
     assert found["ft"] == {"pairs": 2, "without": 60.0, "with": 63.0, "better": 1, "worse": 1, "spread": 9.9}
-    assert gic_families.verdict(found).startswith("ft: mean DER 60.00 without, 63.00 with GIC (+3.00; better in 1")
-    assert gic_families.grid(records) == {"blur": {"ft": (60.0, 63.0), "d3": (90.0, None)}}
-    _, lines = gic_families.table(records)
+    assert verdict(found).startswith("ft: mean DER 60.00 without, 63.00 with GIC (+3.00; better in 1")
+    assert grid(records) == {"blur": {"ft": (60.0, 63.0), "d3": (90.0, None)}}
+    _, lines = table(records)
     assert [row[-1] for row in lines] == ["+3.0", "-"]
 
 

@@ -20,6 +20,13 @@ class LabelRangeError(IndexError, ValueError):
     """
 
 
+class ModelInputError(ValueError, RuntimeError):
+    """A model raised a RuntimeError over the images it was given.
+
+    It is both: the images are a wrong value for the caller of bdfast, and whoever expects what PyTorch raises gets it.
+    """
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from bdfast.errors import message
 from bdfast.nn.normalize import statistics
+from bdfast.runtime.outputs import first_pass
 
 __all__ = [
     "Metrics",
@@ -340,7 +342,8 @@ def predict(
             x = batch.to(torch.float32) / 255 if batch.dtype == torch.uint8 else batch
             if scale is not None:
                 x = (x - scale[0]) / scale[1]
-            output = model(x.to(weight.dtype))
+            with first_pass("predict", x):
+                output = model(x.to(weight.dtype))
             logits = getattr(output, "logits", output)
             _check_logits(logits, len(batch))
             classes[start : start + batch_size] = _classes("predict", logits)
@@ -436,11 +439,11 @@ def _rating(where: str, acc0: object, acc1: object, low: object, high: object) -
     rates = []
     for rate in (acc0, acc1, low, high):
         expected, remedy = "two Metrics, or four fractions in [0, 1]", "pass both, before and after the defence"
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
             raise TypeError(message(where, "arguments", expected, _describe(rate), remedy))
-        if rate < 0 or rate > 1:
-            raise ValueError(message(where, "arguments", expected, repr(rate), "divide percentages by 100"))
-        rates.append(float(rate))
+        rates.append(float(rate))  # numpy's numbers, too
+        if rates[-1] < 0 or rates[-1] > 1:
+            raise ValueError(message(where, "arguments", expected, str(rate), "divide percentages by 100"))
     if any(math.isnan(rate) for rate in rates):
         return math.nan  # max(0, NaN) would be 0
     acc0, acc1, low, high = rates

@@ -5,6 +5,7 @@ import math
 import warnings
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -387,3 +388,16 @@ def test_evaluate_errors() -> None:
     for kind, text, clean, triggered in cases:
         with pytest.raises(kind, match=text):
             evaluate(Table(3), clean, triggered)
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    rating = defense_effectiveness_rating(np.float64(0.75), np.float32(1.0), np.float32(0.5), np.int64(0))
+    assert rating == 0.875
+
+
+def test_images_that_do_not_fit_the_model_are_named() -> None:
+    images = torch.rand(3, 2, 4, 4)
+    with pytest.raises(
+        ValueError, match=r"predict: `images` expected what the model takes, got float32 \[3, 2, 4, 4\] \("
+    ):
+        predict(nn.Conv2d(1, 1, 3), images)

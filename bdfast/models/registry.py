@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from bdfast.models.mobilenet_v2 import mobilenet_v2
 from bdfast.models.preact_resnet import preact_resnet18
 from bdfast.models.resnet import resnet18, resnet34
 from bdfast.models.vgg import vgg19_bn
-from bdfast.nn.normalize import normalized
+from bdfast.nn.normalize import normalized, statistics
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def build(
 
     Raises:
         ValueError: an unknown name, or a size that is not positive or too small for the network.
-        TypeError: an option that the architecture does not have.
+        TypeError: an option that the architecture does not have, or an argument of another kind.
         MissingExtraError: the library named by a prefix is not installed.
 
     Example:
@@ -91,18 +92,27 @@ def build(
         >>> model(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if not isinstance(name, str):
+        raise TypeError(message("build", "name", "text", f"{name!r:.80}", f"pass one of {', '.join(names())}"))
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    given = {"num_classes": num_classes, "channels": channels, "seed": seed}
+    for argument, number in (*(("image_size", side) for side in size), *given.items()):
+        if (number is not None or argument == "num_classes") and (
+            isinstance(number, bool) or not isinstance(number, numbers.Integral)
+        ):
+            raise TypeError(message("build", argument, "a whole number", f"{number!r:.80}", "pass an int"))
     if len(size) != 2 or min(size) < 1:
         remedy = "pass one number or (height, width)"
         raise ValueError(message("build", "image_size", "positive numbers of pixels", f"{image_size}", remedy))
     for argument, value in (("num_classes", num_classes), ("channels", channels)):
         if value is not None and value < 1:
             raise ValueError(message("build", argument, "a positive number", f"{value}", "count from 1"))
+    scale = statistics("build", normalize)
     with _drawn_from(seed):
         model = _construct(name, num_classes, (size[0], size[1]), channels, options)
     if seed is not None:  # drawn on the CPU, where the numbers do not depend on the device
         model = model.to(torch.get_default_device())
-    return model if normalize is None else normalized(model, *normalize)
+    return model if scale is None else normalized(model, *scale)
 
 
 def from_state(

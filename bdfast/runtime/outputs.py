@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from bdfast.errors import message
+from bdfast.errors import ModelInputError, message
 from bdfast.runtime.chunks import is_out_of_memory
 
 
@@ -16,14 +16,14 @@ def first_pass(where: str, images: Tensor) -> Iterator[None]:
     """Around the first call of a model: what it raises over images that do not fit speaks of them.
 
     Raises:
-        ValueError: the model raised a RuntimeError, of which the first line is quoted.
+        ModelInputError: the model raised a RuntimeError, of which the first line is quoted.
 
     Example:
         >>> import torch
         >>> with first_pass("example", torch.rand(2, 3, 8, 8)):
         ...     torch.nn.Conv2d(1, 4, 3)(torch.rand(2, 3, 8, 8))
         Traceback (most recent call last):
-        ValueError: example: `images` expected what the model takes, got float32 [2, 3, 8, 8] (Given groups=1, ...
+        bdfast.errors.ModelInputError: example: `images` expected what the model takes, got float32 [2, 3, 8, 8] (...
     """
     try:
         yield
@@ -33,7 +33,7 @@ def first_pass(where: str, images: Tensor) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         got = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)} ({reason})"
         remedy = "convert the images, or pass the model that was trained on them"
-        raise ValueError(message(where, "images", "what the model takes", got, remedy)) from error
+        raise ModelInputError(message(where, "images", "what the model takes", got, remedy)) from error
 
 
 def logits_of(where: str, output: object, count: int) -> Tensor:

@@ -96,6 +96,18 @@ def test_dropout_reaches_the_head() -> None:
             "`pretrained` expected nothing, got a value; .*nothing is downloaded",
         ),
         ("vit_b_16", {"weights": "DEFAULT"}, ValueError, "build: `weights` expected nothing"),
+        (
+            "resnet18",
+            {"num_classes": "2"},
+            TypeError,
+            "build: `num_classes` expected a whole number, got '2'; pass an int",
+        ),
+        ("resnet18", {"num_classes": None}, TypeError, "build: `num_classes` expected a whole number, got None"),
+        ("resnet18", {"image_size": "32"}, TypeError, "build: `image_size` expected a whole number, got '32'"),
+        ("resnet18", {"image_size": (32, 1.5)}, TypeError, "build: `image_size` expected a whole number, got 1.5"),
+        ("resnet18", {"seed": "a"}, TypeError, "build: `seed` expected a whole number, got 'a'"),
+        ("resnet18", {"normalize": "cifar10"}, TypeError, r"build: `normalize` expected a pair \(mean, std\)"),
+        (5, {}, TypeError, "build: `name` expected text, got 5; pass one of digits_cnn"),
     ],
 )
 def test_errors(name: str, arguments: dict[str, Any], kind: type[Exception], text: str) -> None:

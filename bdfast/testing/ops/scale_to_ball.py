@@ -13,6 +13,7 @@ from bdfast.testing.ops.clipped_relu import arrange
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
 _ALL = (torch.float32, torch.float16, torch.bfloat16)
+_SHRINK = 1.0 - 1e-5  # of the radius, a call
 
 
 def make(
@@ -51,8 +52,8 @@ def run(inputs: Inputs, backend: str) -> Outputs:
 
 def image_loop(perturbation: Tensor, radius: Any, p: int) -> Tensor:
     """As it is commonly written: a loop over images, with a norm each as a Python number."""
-    for i in range(len(perturbation)):
-        r = float(radius[i]) if isinstance(radius, Tensor) else radius
+    radii = radius.tolist() if isinstance(radius, Tensor) else [radius] * len(perturbation)
+    for i, r in enumerate(radii):
         norm = perturbation[i].norm(p).item()
         if norm > r:
             perturbation[i] *= r / norm
@@ -72,25 +73,27 @@ def eager(inputs: Inputs) -> Outputs:
 
 
 def _timed(function: Callable[..., Tensor], inputs: Inputs) -> Callable[[], Any]:
-    # Scaled once, images stay inside: copying fresh ones each time keeps the work the same, on every side.
-    buffer = inputs["perturbation"].clone()
+    # Scaled once, images would stay inside. The radius shrinks instead, on every side and where a CUDA graph sees it: the
+    # images that were outside are so in each call, by more than rounding, and half of them still after 10,000 calls.
+    d = inputs["perturbation"].clone()
+    radius = torch.as_tensor(inputs["radius"], dtype=torch.float32, device=d.device).expand(len(d)).contiguous()
 
     def call() -> None:
-        buffer.copy_(inputs["perturbation"])
-        function(buffer, inputs["radius"], inputs["p"])
+        radius.mul_(_SHRINK)
+        function(d, radius, inputs["p"])
 
     return call
 
 
 def step(inputs: Inputs, backend: str) -> Callable[[], Any]:
-    """A copy of the images, and their scaling."""
+    """Images of which half are outside, scaled to a ball that is a little smaller each time."""
     return _timed(lambda d, radius, p: scale_to_ball_(d, radius, p, backend=backend), inputs)
 
 
 def bytes_moved(inputs: Inputs) -> int:
-    """A read and a write for the scaling and for the copy before it."""
+    """A read of every image, and a write of those outside: half of them."""
     d: Tensor = inputs["perturbation"]
-    return 4 * d.numel() * d.element_size()
+    return 3 * d.numel() * d.element_size() // 2
 
 
 def opcheck_arguments(inputs: Inputs) -> list[tuple[Any, tuple[Any, ...]]]:

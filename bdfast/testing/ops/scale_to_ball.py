@@ -73,8 +73,8 @@ def eager(inputs: Inputs) -> Outputs:
 
 
 def _timed(function: Callable[..., Tensor], inputs: Inputs) -> Callable[[], Any]:
-    # Scaled once, images would stay inside. The radius shrinks instead, on every side and where a CUDA graph sees it: the
-    # images that were outside are so in each call, by more than rounding, and half of them still after 10,000 calls.
+    # Scaled once, images would stay inside. The radius shrinks instead, on every side and where a CUDA graph sees it:
+    # images that were outside are so in each call, by more than rounding, and about half of all stay so for long.
     d = inputs["perturbation"].clone()
     radius = torch.as_tensor(inputs["radius"], dtype=torch.float32, device=d.device).expand(len(d)).contiguous()
 

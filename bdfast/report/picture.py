@@ -142,12 +142,6 @@ def _draw_history(axes: Sequence[Any], history: Sequence[Record]) -> None:
     axes[1].set_xlabel("epoch of the defense")
 
 
-def _tidy(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color=GRID, linewidth=0.8, zorder=0)
-    axis.set_axisbelow(True)
-
-
 def _draw_stages(axis: Any, history: Sequence[Record], epochs: Sequence[int], values: Sequence[float]) -> None:
     """One line, or one a stage, whose losses are not comparable."""
     stages = [record.get("stage", "") for record in history]

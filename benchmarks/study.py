@@ -155,7 +155,7 @@ class Study:
         variants = "".join(f"- {name}: `{_listed(options)}`\n" for name, options in self.variants.items() if options)
         return (
             f"# {self.title}\n\n{commands}\n{facts['date'][:10]}, commit {commits}, "
-            f"torch {facts['versions']['torch']}, {facts['machine']['cpu']}. {partial}\n\n"
+            f"torch {facts['versions']['torch']}, {facts['machine']['cpu']}.\n\n{partial}"
             f"{self.notes}\n\nAttacks:\n\n{attacks}\nVariants, fields of the config:\n\n{variants}\n"
             f"{markdown_table(self.table(self.ordered(result['records'])))}\n"
         )

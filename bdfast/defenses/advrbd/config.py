@@ -131,9 +131,10 @@ class AdvrBDConfig:
 
     content_seeding: Seeding = "energy"
     """Which samples those are: of lowest "energy", or with most of their own label among their nearest "neighbors" [O].
-    Neighbours keep poison out where a network knows little: of the seeds of BadNets' target class among 4,000 images of
-    CIFAR-10, 82 % instead of 48 % are clean. On digits both find clean ones (91 to 100 %), but those of neighbours lie
-    closer together, and more clean samples are lost (24 instead of 15 % under WaNet): therefore an option."""
+    Neighbours keep poison out where a network knows little: of BadNets' poison among 4,000 images of CIFAR-10 4 instead
+    of 25 wrongly labelled samples leaked (ASR 6.6 instead of 9.7 %), at the same accuracy. On digits both find clean
+    seeds, but those of neighbours lie closer together, and more clean samples are lost (24 instead of 15 % under WaNet,
+    ACC 96.0 instead of 98.7 %): therefore an option. One seed each."""
 
     content_shrinkage: float = 0.1
     """Of the features' covariance towards a multiple of the identity, in [0, 1] [O]."""

@@ -15,8 +15,8 @@ Hence, with :math:`v_c` the variance (sum over features) of class c,
 On digits (BadNets, Blended) 91 to 97 % of the suspects were poisoned and 97 to 100 % of the target class's selection
 was clean (benchmarks/results/pad_ft_digits.md); on 4,000 images of CIFAR-10, 94 to 100 % and 42 to 86 %
 (pad_ft_cifar10_subset.md beside it). No label of poison is used, but the thresholds were chosen on these two. The split
-cannot see poison that the network hardly tells from the class, as WaNet's on CIFAR-10, nor, reliably, that of clean-label
-attacks, which is of the class it is labelled as, nor all-to-all ones, under which no class stands out.
+cannot see poison that the network hardly tells from the class, as WaNet's on CIFAR-10, nor, reliably, that of
+clean-label attacks, which is of the class it is labelled as, nor all-to-all ones, under which no class stands out.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import bdfast
 from bdfast.defenses import PadFTConfig
-from bdfast.defenses.pad_ft.bounds import fit_bounds, predict
+from bdfast.defenses.pad_ft.bounds import fit_bounds, frozen_copy, predict
 from bdfast.nn import clip_activations
 from bdfast.runtime.precision import Autocast, Precision
 from bdfast.runtime.resident import ResidentData
@@ -103,12 +103,13 @@ def usual_epoch(network: nn.Module, data: ResidentData, batch_size: int) -> Call
 def our_epoch(network: nn.Module, data: ResidentData, batch_size: int, precision: Precision) -> Callable[[], None]:
     """What :func:`bdfast.defenses.pad_ft` does in an epoch of step 2."""
     _, clipped, bounds = _networks(network, fuse=True)
-    forward = Autocast(clipped, precision)
+    named: dict[str, Tensor] = {str(i): z for i, z in enumerate(bounds)}
+    example, _, _ = next(iter(data.batches(2, shuffle=False, epoch_seed=0)))
+    forward = Autocast(frozen_copy(clipped, named, example), precision)
     for p in network.parameters():
         p.requires_grad_(False)
     reference = predict(forward, data, batch_size)
     config = PadFTConfig(clip_epochs=1, clip_batch_size=batch_size, lam=LAM, clip_lr=LR, precision=precision)
-    named: dict[str, Tensor] = {str(i): z for i, z in enumerate(bounds)}
 
     def epoch() -> None:
         for _ in fit_bounds(forward, named, data, reference, None, config):

@@ -128,6 +128,12 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) or next(m.children(), None) is None
 
+    def create_arg(self, a: Any) -> Any:
+        """A module may be an argument: a clip that applies the batch norm before it takes it as one."""
+        if isinstance(a, nn.Module):
+            return self.create_node("get_attr", self.path_of_module(a), (), {})
+        return super().create_arg(a)
+
 
 def _fold_graph(graph: fx.GraphModule) -> FoldReport:
     folded, fused, kept = [], [], {}

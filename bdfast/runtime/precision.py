@@ -51,3 +51,8 @@ class Autocast(nn.Module):
             output = self.module(images)
         logits: Tensor = getattr(output, "logits", output)
         return logits.float()
+
+
+def in_precision(module: nn.Module, precision: Precision) -> nn.Module:
+    """``module``, in :class:`Autocast` where the precision is not the module's own."""
+    return module if precision == "fp32" else Autocast(module, precision)

@@ -172,13 +172,13 @@ def pad_ft(
 
         # 2. min over Z of E (f_Z - f)^2 + lambda sum ||z||, over what f itself gets right.
         with run.watch("clip"):
-            forward, bounds, kept, logits, any_right = run.clip(samples, config)
-            for record in fit_bounds(forward, bounds, kept, logits, suspects, config):
+            clipped = run.clip(samples, config)
+            for record in fit_bounds(clipped.fast, clipped.bounds, clipped.kept, clipped.logits, suspects, config):
                 log(record, "clip")
-            _warn_of_clipping(forward, kept, any_right, config)
+            _warn_of_clipping(clipped.forward, clipped.kept, clipped.any_right, config)
 
         # 3. The last linear layer, in eval mode, under the bounds.
-        with run.watch("tune"), LastLayer(forward, run.layer) as features:
+        with run.watch("tune"), LastLayer(clipped.forward, run.layer) as features:
             head = {name: value.detach().clone() for name, value in run.layer.state_dict().items()}
             for p in run.work.parameters():
                 p.requires_grad_(False)
@@ -189,7 +189,7 @@ def pad_ft(
         clean = None
         if run.is_poisoned is not None:
             clean = purity(picked.selected, scores.labels, run.is_poisoned, run.num_classes)
-        final = {name: z.detach().float().cpu().clone() for name, z in bounds.items()}
+        final = {name: z.detach().float().cpu().clone() for name, z in clipped.bounds.items()}
     return PadFTResult(
         run.work, log.history, run.watch.seconds, config, picked.selected, scores.margins, picked.suspects, final,
         short, picked.spread, picked.split, clean, scores.nonfinite, run.layer_name, head,

@@ -11,6 +11,7 @@ samples stay correct and shrinks where they do not.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.errors import message
 from bdfast.nn import ClippedReLU
 from bdfast.runtime.determinism import stream_seed
+from bdfast.runtime.folding import fold
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.progress import Record
 from bdfast.runtime.resident import ResidentData
@@ -98,6 +100,26 @@ def starting_bounds(observed: Mapping[str, Tensor], init: object) -> dict[str, T
             expected = f"at most {MOST_ABOVE_OBSERVED:g} times the largest activation of `{name}`, {most:g}"
             raise ValueError(message("pad_ft", "init", expected, f"{init:g}", 'pass "observed"'))
     return {name: torch.full_like(z, float(init)) for name, z in observed.items()}
+
+
+def frozen_copy(
+    forward: nn.Module,
+    bounds: Mapping[str, Tensor],
+    example: Tensor,  # [n, C, H, W]
+) -> nn.Module:
+    """The clipped network in eval mode, rewritten to run fast; it shares the bounds, and nothing else.
+
+    Batch norms are folded into the convolutions before them where that is exact (:mod:`bdfast.runtime.folding`), and
+    convolutions run channels_last.
+    """
+    work = copy.deepcopy(forward, {id(z): z for z in bounds.values()})
+    frozen, _ = fold(nn.Sequential(_ChannelsLast(), work).eval(), example)
+    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+class _ChannelsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def fit_bounds(

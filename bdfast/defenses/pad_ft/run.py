@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bdfast.data.source import Source, to_floats
 from bdfast.defenses.last_layer import LastLayer
-from bdfast.defenses.pad_ft.bounds import Suspects, observe, starting_bounds
+from bdfast.defenses.pad_ft.bounds import Suspects, frozen_copy, observe, starting_bounds
 from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.defenses.pad_ft.scores import Scores, score
 from bdfast.errors import message
@@ -24,12 +25,23 @@ from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stre
 from bdfast.runtime.guard import model_device, usable_device, working_model
 from bdfast.runtime.hooks import quiet_hooks
 from bdfast.runtime.outputs import first_pass, logits_of
-from bdfast.runtime.precision import Autocast
+from bdfast.runtime.precision import in_precision
 from bdfast.runtime.progress import Stopwatch
 from bdfast.runtime.ranks import ALONE, Ranks
 from bdfast.runtime.resident import ResidentData
 from bdfast.training.resume import fingerprint
 from bdfast.training.workspace import Normalization, check_weights
+
+
+class Clipped(NamedTuple):
+    """The network with its bounds, and what they are trained on."""
+
+    forward: nn.Module
+    fast: nn.Module  # the same function of images and bounds, for step 2 alone: see frozen_copy
+    bounds: dict[str, nn.Parameter]  # by site
+    kept: ResidentData  # samples that it got right without bounds; all, if it got none right
+    logits: Tensor  # [N, K] of those, without bounds
+    any_right: bool
 
 
 @dataclass
@@ -95,27 +107,20 @@ class Run:
         images, given = self.source.read(chosen)
         return Suspects(to_floats(images, self.place), given.to(self.place.device))
 
-    def clip(
-        self, trusted: ResidentData, config: PadFTConfig
-    ) -> tuple[nn.Module, dict[str, nn.Parameter], ResidentData, Tensor, bool]:
-        """Put bounds into the network, as high as ``config.init`` says.
-
-        Returns:
-            the clipped network, its bounds by site, the samples that it got right without them, its logits there, and
-            whether it got any right: if not, the samples are all of them.
-        """
+    def clip(self, trusted: ResidentData, config: PadFTConfig) -> Clipped:
+        """Put bounds into the network, as high as ``config.init`` says."""
         images, _ = self.source.read(range(min(2, len(self.source))))
-        self.work = clipped = clip_activations(self.work, config.sites, example=to_floats(images, self.place))
-        forward = self.forward.eval()
-        if config.precision != "fp32":
-            forward = Autocast(forward, config.precision)
-        for p in forward.parameters():
+        example = to_floats(images, self.place)
+        self.work = clipped = clip_activations(self.work, config.sites, example=example)
+        for p in clipped.parameters():
             p.requires_grad_(False)
+        forward = in_precision(self.forward.eval(), config.precision)
         observed, logits = observe(forward, clipped.sites, trusted, config.score_batch_size)
         bounds = clipped.bounds
         for name, start in starting_bounds(observed, config.init).items():
             bounds[name].data.copy_(start)
             bounds[name].requires_grad_(True)
+        fast = in_precision(frozen_copy(self.forward, bounds, example), config.precision)
         right = logits.argmax(1) == trusted.labels
         any_right = bool(right.any())
         if any_right:
@@ -123,7 +128,7 @@ class Run:
                 trusted.images[right], trusted.labels[right], device=trusted.device, dtype=self.place.dtype
             )
             logits = logits[right]
-        return forward, bounds, trusted, logits, any_right
+        return Clipped(forward, fast, bounds, trusted, logits, any_right)
 
 
 @contextmanager

@@ -70,5 +70,6 @@ PARTS = (
     Part("perturbed", ("NPD.get_perturbed_image",), f"{PERTURBATIONS}, both ways", 1.0, works.perturbed, **F32),
     Part("nad", ("AT.attention_map",), "a stage of 256 channels, both ways", 1.0, works.attention, **F32),
     Part("test", ("given_dataloader_test",), "{images} images, {network}", None, works.tested, **F64),
+    Part("asr-ra", ("eval_step",), "ASR and RA of {images} images, {network}", 1.8, works.asr_and_ra, **F64),
     Part("evaluation", ("eval_step",), "ACC, ASR and RA of {images} images, {network}", 1.3, works.evaluated, **F64),
 )

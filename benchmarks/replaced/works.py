@@ -224,11 +224,29 @@ def tested(setting: Setting) -> tuple[Step, Step]:
     return partial(numbers, evaluation.plain_given_dataloader_test), partial(numbers, evaluation.given_dataloader_test)
 
 
+def asr_and_ra(setting: Setting) -> tuple[Step, Step]:
+    """ASR and RA of a triggered set: two passes, or one."""
+    net, data, criterion = network(setting), triggered(setting), nn.CrossEntropyLoss()
+    loader, swapped = DataLoader(data, batch_size=100), DataLoader(_by_true_class(data), batch_size=100)
+
+    def numbers(metrics: Sequence[evaluation.Metrics]) -> list[Tensor]:
+        return [torch.tensor([list(m.values()) for m in metrics])]
+
+    def usual() -> list[Tensor]:
+        test = evaluation.plain_given_dataloader_test
+        return numbers([test(net, one, criterion, device=setting.device)[0] for one in (loader, swapped)])
+
+    def ours() -> list[Tensor]:
+        return numbers(evaluation.given_dataloader_test_asr_ra(net, loader, criterion, device=setting.device))
+
+    return usual, ours
+
+
 def evaluated(setting: Setting) -> tuple[Step, Step]:
     """ACC, ASR and RA after an epoch: three passes, or two."""
     net, data = network(setting), triggered(setting)
     clean, bd = (DataLoader(data, batch_size=100) for _ in range(2))
-    swapped = DataLoader(TensorDataset(*(data.tensors[i] for i in (0, 4, 2, 3, 1))), batch_size=100)
+    swapped = DataLoader(_by_true_class(data), batch_size=100)
     args = SimpleNamespace(non_blocking=False, device=setting.device)
 
     def usual() -> list[Tensor]:
@@ -240,3 +258,8 @@ def evaluated(setting: Setting) -> tuple[Step, Step]:
         return [torch.tensor(evaluation.eval_step(SimpleNamespace(args=args), net, clean, bd, args))]
 
     return usual, ours
+
+
+def _by_true_class(data: TensorDataset) -> TensorDataset:
+    """The same 5-tuples with the original labels in the attack labels' place: RA is the accuracy on these."""
+    return TensorDataset(*(data.tensors[i] for i in (0, 4, 2, 3, 1)))

@@ -6,7 +6,8 @@
 
 Heaps: glibc gives large blocks back to the system when they are freed, so that fresh outputs of many megabytes cost
 more in page faults than in arithmetic. ``default`` measures that, as users meet it; ``kept`` tells glibc to keep its
-memory and shows the kernels alone. Both run in a child process, where OpenMP threads sleep instead of spinning.
+memory and shows the kernels alone. Each case runs in a process of its own, since a heap remembers what was done to it
+(huge pages that one op asked for serve the next one, too), and with OpenMP threads that sleep instead of spinning.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if not __package__:  # run as a file: the folder of this script is on the path, 
 
 import torch
 
-from bdfast.testing import rows
+from bdfast.testing import Case, OpSuite, rows
 from bdfast.testing.tables import text_table
 from bdfast.testing.timing import interleave
 from benchmarks import environment, goals
@@ -46,21 +47,24 @@ def main(argv: list[str] | None = None) -> int:
     command = sys.argv if argv is None else ["benchmarks/compare.py", *argv]
     arguments = _parser().parse_args(argv)
     if arguments.child is not None:
-        arguments.child.write_text(json.dumps(measure(arguments)), encoding="utf-8")
+        arguments.child.write_text(
+            json.dumps(measure(arguments, selected(arguments)[arguments.place])), encoding="utf-8"
+        )
         return 0
     names = list(HEAPS) if arguments.heap == "both" else [arguments.heap]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     # The documentation shows float32: a run of it alone, a third of the time, is complete.
-    selected = any((arguments.op, arguments.case, arguments.dtype not in (None, "float32"), arguments.no_compile))
+    partial = any((arguments.op, arguments.case, arguments.dtype not in (None, "float32"), arguments.no_compile))
     result: dict[str, Any] = {
         "kind": "cpu",
-        "complete": arguments.heap == "both" and not selected,
+        "complete": arguments.heap == "both" and not partial,
         "environment": environment.facts(torch.device("cpu"), command),
         "heaps": {},
     }
     for name in names:
-        result["heaps"][name] = _in_child(name, sys.argv[1:] if argv is None else argv)
+        options = sys.argv[1:] if argv is None else argv
+        result["heaps"][name] = [_in_child(name, options, place) for place in range(len(selected(arguments)))]
         _show(name, result["heaps"][name])
     path = arguments.output or environment.RESULTS / f"cpu_{result['environment']['commit']}.json"
     environment.write(path, result)
@@ -68,21 +72,25 @@ def main(argv: list[str] | None = None) -> int:
     return int(any("failures" in record for records in result["heaps"].values() for record in records))
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Records of every case asked for, in this process."""
-    device = torch.device("cpu")
+Chosen = tuple[OpSuite, Case, torch.dtype]
+
+
+def selected(arguments: argparse.Namespace) -> list[Chosen]:
+    """The cases asked for."""
+    return list(rows.cases(op=arguments.op, case=arguments.case, dtype=arguments.dtype))
+
+
+def measure(arguments: argparse.Namespace, chosen: Chosen) -> dict[str, Any]:
+    """The record of a case, in this process."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    records = []
-    for suite, case, dtype in rows.cases(op=arguments.op, case=arguments.case, dtype=arguments.dtype):
-        print(f"  {suite.name} {case.name} {rows.dtype_name(dtype)}", file=sys.stderr, flush=True)
-        if reasons := rows.failures(suite, case, device, dtype):
-            records.append(rows.failed_record(suite, case, dtype, reasons))
-            continue
-        steps, moved = rows.prepare(suite, case, device, dtype, compiled=not arguments.no_compile)
-        timings = interleave(steps, seconds=arguments.seconds, rounds=(arguments.min_rounds, arguments.max_rounds))
-        records.append(rows.record(suite, case, dtype, moved, timings))
-    return records
+    device, (suite, case, dtype) = torch.device("cpu"), chosen
+    print(f"  {suite.name} {case.name} {rows.dtype_name(dtype)}", file=sys.stderr, flush=True)
+    if reasons := rows.failures(suite, case, device, dtype):
+        return rows.failed_record(suite, case, dtype, reasons)
+    steps, moved = rows.prepare(suite, case, device, dtype, compiled=not arguments.no_compile)
+    timings = interleave(steps, seconds=arguments.seconds, rounds=(arguments.min_rounds, arguments.max_rounds))
+    return rows.record(suite, case, dtype, moved, timings)
 
 
 def child_environment(heap: str) -> dict[str, str]:
@@ -91,13 +99,13 @@ def child_environment(heap: str) -> dict[str, str]:
     return {**inherited, "OMP_WAIT_POLICY": "passive", **HEAPS[heap]}
 
 
-def _in_child(heap: str, argv: list[str]) -> list[dict[str, Any]]:
+def _in_child(heap: str, options: list[str], place: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "records.json")
-        script = str(Path(__file__).resolve())
-        subprocess.run([sys.executable, script, *argv, "--child", str(path)], env=child_environment(heap), check=True)
-        records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return records
+        path = Path(folder, "record.json")
+        command = [sys.executable, str(Path(__file__).resolve()), *options, "--child", str(path), "--place", str(place)]
+        subprocess.run(command, env=child_environment(heap), check=True)
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record
 
 
 def _show(heap: str, records: list[dict[str, Any]]) -> None:
@@ -125,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes 20 s a case")
     parser.add_argument("--output", type=Path, help="the result file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--place", type=int, help=argparse.SUPPRESS)
     return parser
 
 

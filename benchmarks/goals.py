@@ -35,7 +35,6 @@ CPU_GOALS = (
     Goal("smallest_per_class", "imagenet", "eager", 3.0),
     Goal("masked_pgd_step_", "cifar10", "eager", 4.0),
     Goal("masked_pgd_step_", "cifar10", "compile", 1.5),
-    Goal("scale_to_ball_", "cifar10", "usual", 20.0),
     Goal("batch_norm_clipped_relu", "stem-forward", "compile", 1.0),
     Goal("batch_norm_clipped_relu", "stem", "compile", 1.2),
 )

@@ -48,7 +48,8 @@ def test_figures_by_hand() -> None:
 def test_a_wrong_op_is_reported_and_has_no_timing(wrong_suite: OpSuite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "suites", lambda: {wrong_suite.name: wrong_suite})
     arguments = compare._parser().parse_args(["--case", "d3-cifar10", "--dtype", "float32", "--no-compile"])
-    (record,) = compare.measure(arguments)
+    (chosen,) = compare.selected(arguments)
+    record = compare.measure(arguments, chosen)
     assert "us" not in record
     assert "times the allowed error" in record["failures"][0]
     assert "wrong" in text_table(rows.table([record]))

@@ -140,7 +140,7 @@ def draw_roofline(shown: dict[str, Any], plt: Any) -> Any:
         axis.plot(*zip(*_smooth(floor), strict=True), color=FAINT, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
         axis.vlines(sizes, speeds, [p[2] for p in points], color=OURS_COLOUR, alpha=0.25, linewidth=3, zorder=2)
         axis.plot(sizes, speeds, "o-", color=OURS_COLOUR, markersize=4.5, linewidth=1.4, zorder=3)
-        axis.set_title(op, fontsize=8.5 if len(op) < 24 else 7.5)  # beside the share
+        axis.set_title(op, fontsize=min(8.5, 190 / len(op)))  # it stands beside the share
         axis.set_title(f"{100 * speeds[-1] / points[-1][2]:.0f} %", loc="right", fontsize=9, color=OURS_COLOUR)
         axis.set(xscale="log", yscale="log")
     for axis in list(axes.flat)[len(ops) :]:

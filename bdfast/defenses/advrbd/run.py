@@ -25,6 +25,7 @@ from bdfast.defenses.advrbd.config import AdvrBDConfig
 from bdfast.defenses.advrbd.content import ContentView, RandomErasing, content_margins, dealt
 from bdfast.defenses.advrbd.enhancement import enhance, two_sides
 from bdfast.defenses.advrbd.partition import both_high, random_scores
+from bdfast.defenses.ground_truth import known_truth
 from bdfast.defenses.last_layer import LastLayer
 from bdfast.errors import message
 from bdfast.files import atomic_write
@@ -223,7 +224,7 @@ def open_run(
         raise TypeError(message("advrbd", "model_factory", "a function that makes a network", got, remedy))
     images, labels = as_tensors(data, "advrbd", "poisoned_data")
     labels = labels.cpu()
-    truth = _check_truth(ground_truth, data, len(labels))
+    truth = known_truth("advrbd", ground_truth, data, len(labels))
     if config.rank == "oracle" and truth is None:
         got, remedy = "no ground truth", "pass ground_truth=..., or another rank: a defender does not have it"
         raise ValueError(message("advrbd", "ground_truth", 'bool [N] for rank="oracle"', got, remedy))
@@ -267,13 +268,3 @@ def _open_folder(folder: Path, run: Run) -> Path:
 class _Identity:
     config: dict[str, Any]
     normalize: str
-
-
-def _check_truth(ground_truth: Tensor | None, data: object, count: int) -> Tensor | None:
-    truth = getattr(data, "is_poisoned", None) if ground_truth is None else ground_truth
-    if truth is None:
-        return None
-    if not isinstance(truth, Tensor) or truth.dtype != torch.bool or truth.shape != (count,):
-        got = f"{truth.dtype} {list(truth.shape)}" if isinstance(truth, Tensor) else type(truth).__name__
-        raise ValueError(message("advrbd", "ground_truth", f"bool [{count}]", got, "say which samples are poisoned"))
-    return truth.cpu()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bdfast.data.source import Source, to_floats
+from bdfast.defenses.ground_truth import known_truth
 from bdfast.defenses.last_layer import LastLayer
 from bdfast.defenses.pad_ft.bounds import Suspects, frozen_copy, observe, starting_bounds
 from bdfast.defenses.pad_ft.config import PadFTConfig
@@ -155,7 +156,7 @@ def open_run(
         with watch("setup"):
             check_weights("pad_ft", work)
             source = Source("pad_ft", data)
-            is_poisoned = _check_truth(ground_truth, data, len(source))
+            is_poisoned = known_truth("pad_ft", ground_truth, data, len(source))
             weight = next(p for p in work.parameters() if p.is_floating_point())
             name, _ = classifier_layers(work.eval(), "pad_ft")[-1]
             run = Run(work, source, 0, name, normalize, weight.detach().flatten()[:0], is_poisoned, watch)
@@ -194,13 +195,3 @@ def _probe(run: Run) -> Tensor:
         )
         raise ValueError(message("pad_ft", "model", expected, got, "return the logits themselves"))
     return logits
-
-
-def _check_truth(ground_truth: Tensor | None, data: object, count: int) -> Tensor | None:
-    truth = getattr(data, "is_poisoned", None) if ground_truth is None else ground_truth
-    if truth is None:
-        return None
-    if not isinstance(truth, Tensor) or truth.dtype != torch.bool or truth.shape != (count,):
-        got = f"{truth.dtype} {list(truth.shape)}" if isinstance(truth, Tensor) else type(truth).__name__
-        raise ValueError(message("pad_ft", "ground_truth", f"bool [{count}]", got, "say which samples are poisoned"))
-    return truth.cpu()

@@ -1,4 +1,4 @@
-"""Which samples are poisoned, where a user knows: for reports alone, never for a decision."""
+"""Which samples are poisoned, where a user knows: for reports, and for the oracle that AdvrBD is compared with."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from benchmarks.stages import stages
 
 TOTAL_SECONDS = 535.0  # what the stages' shares add up to
 GRACE_SECONDS = 5.0  # between a stage's own deadline and its end by force
+CORES_TO_SHARE = 8  # from which stages that time nothing run side by side
 LOG_TAIL = 3000  # characters of a failed stage's output that are kept
 
 Report = dict[str, Any]
@@ -64,16 +66,37 @@ def main(argv: list[str] | None = None) -> int:
     ends = time.monotonic() + arguments.seconds
     reports: dict[str, Report] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for index, stage in enumerate(chosen):
+        groups = side_by_side(chosen)
+        for index, group in enumerate(groups):
             # Its share of what is left: stages that end early leave more to those that follow.
-            share = stage.seconds / sum(later.seconds for later in chosen[index:])
+            share = group_seconds(group) / sum(map(group_seconds, groups[index:]))
             limit = share * (ends - time.monotonic())
-            print(f"=== {stage.name}: {stage.title} (at most {limit:.0f} s)", flush=True)
-            reports[stage.name] = run_stage(stage, arguments, limit, scratch)
-            print(f"--- {stage.name}: {_verdict(reports[stage.name])}\n", flush=True)
+            for stage in group:
+                print(f"=== {stage.name}: {stage.title} (at most {limit:.0f} s)", flush=True)
+            with ThreadPoolExecutor(len(group)) as pool:
+                running = {stage.name: pool.submit(run_stage, stage, arguments, limit, scratch) for stage in group}
+                for name, future in running.items():
+                    reports[name] = future.result()
+                    print(f"--- {name}: {_verdict(reports[name])}\n", flush=True)
     _write(arguments, reports, sys.argv if argv is None else ["benchmarks/gpu_check.py", *argv])
     _print(chosen, reports)
     return int(any(report["status"] not in ("passed", "skipped") for report in reports.values()))
+
+
+def side_by_side(chosen: Sequence[Stage]) -> list[list[Stage]]:
+    """Stages in groups that run at the same time: neighbours that time nothing, on machines with cores for them."""
+    groups: list[list[Stage]] = []
+    for stage in chosen:
+        if groups and not stage.timed and not groups[-1][-1].timed and (os.cpu_count() or 1) >= CORES_TO_SHARE:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def group_seconds(group: Sequence[Stage]) -> float:
+    """What a group's longest stage may take."""
+    return max(stage.seconds for stage in group)
 
 
 def run_stage(stage: Stage, arguments: argparse.Namespace, limit: float, scratch: str) -> Report:

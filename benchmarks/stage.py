@@ -56,6 +56,7 @@ class Stage:
         run: does the work; raises :class:`SkipStage` where something is missing. A result with a ``failures`` list that
             is not empty counts as failed.
         table: the result (perhaps one that :attr:`Context.save` kept halfway) as a table.
+        timed: whether speed is measured, so that nothing else may run beside it.
     """
 
     name: str
@@ -63,3 +64,4 @@ class Stage:
     seconds: float
     run: Callable[[Context], Result]
     table: Callable[[Result], Table]
+    timed: bool = True

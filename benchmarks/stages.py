@@ -8,8 +8,8 @@ import pkgutil
 from benchmarks import end_to_end
 from benchmarks.stage import Stage
 
-CHECKS = ("build", "numerics", "ops", "large", "sanitizer", "tests")
-"""Cheap and telling first: the tests repeat on a GPU most of what ``numerics`` has seen."""
+CHECKS = ("build", "numerics", "compile", "large", "sanitizer", "tests", "ops")
+"""What times nothing comes first, and at the same time; the tests repeat on a GPU most of what ``numerics`` sees."""
 
 END_TO_END = ("d3", "pad_ft", "score_advrbd", "gic", "train", "backdoorbench", "advrbd")
 """D3's stage trains the victim that the others take; modules that are not named here come last."""

@@ -14,7 +14,13 @@ from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback
 from bdfast.runtime.resident import Augment
 from bdfast.training.loop import fit
-from bdfast.training.options import AugmentName, BatchNormMode, check_number, check_training_options
+from bdfast.training.options import (
+    AugmentName,
+    BatchNormMode,
+    can_fuse,
+    check_number,
+    check_training_options,
+)
 from bdfast.training.results import TrainedResult
 from bdfast.training.workspace import Normalization, workspace
 
@@ -120,8 +126,9 @@ def fine_tune(
     ) as work:
         parameters = [p for p in work.model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
+            fused=can_fuse(parameters),
+        )  # fmt: skip
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
         with work.watch("train"):
             history = fit(

@@ -39,7 +39,13 @@ from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback
 from bdfast.runtime.resident import Augment
 from bdfast.training.loop import fit
-from bdfast.training.options import AugmentName, BatchNormMode, check_number, check_training_options
+from bdfast.training.options import (
+    AugmentName,
+    BatchNormMode,
+    can_fuse,
+    check_number,
+    check_training_options,
+)
 from bdfast.training.results import TrainedResult
 from bdfast.training.workspace import Normalization, workspace
 
@@ -167,6 +173,7 @@ def ft_sam(
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=can_fuse(parameters),
         )
 
         @contextmanager

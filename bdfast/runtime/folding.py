@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdfast.ops.batch_norm_clipped_relu import batch_norm_clipped_relu
+from bdfast.runtime.precision import full_float32
 
 Absorber: TypeAlias = "nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear"
 ABSORBERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -52,7 +53,8 @@ def fold(
 ) -> tuple[nn.Module, FoldReport]:
     """A model in eval mode without the batch norms that can go; ``model`` itself is changed and not to be used again.
 
-    The result is compared with the model on the probe: one that differs is thrown away, and the report says so.
+    The result is compared with the model on the probe, in full float32: one that differs is thrown away, and the report
+    says so.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()).eval()
@@ -60,6 +62,11 @@ def fold(
         >>> report.method, report.folded
         ('graph', ('1',))
     """
+    with full_float32():
+        return _fold(model, probe)
+
+
+def _fold(model: nn.Module, probe: Tensor) -> tuple[nn.Module, FoldReport]:
     norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     expected = _tensor(model(probe))
     if expected is None:

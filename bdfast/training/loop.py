@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -18,20 +17,13 @@ from torch.optim.optimizer import Optimizer
 
 from bdfast.errors import message
 from bdfast.runtime.determinism import stream_seed
-from bdfast.runtime.outputs import logits_of
-from bdfast.runtime.precision import Precision, autocast
+from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback, Record
 from bdfast.runtime.ranks import Ranks
 from bdfast.training import resume
 from bdfast.training.options import BatchNormMode
+from bdfast.training.step import Objective, Perturbed, TrainingStep
 from bdfast.training.workspace import Workspace
-
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""(logits [B, K], labels [B]) to the scalar whose gradient the optimizer gets."""
-
-Perturbed = Callable[[], AbstractContextManager[object]]
-"""A block in which the weights are elsewhere, such as :meth:`bdfast.optim.SAM.perturbed`."""
-
 
 class LoopOptions(Protocol):
     """The part of a config that the loop reads; see :class:`bdfast.training.TrainConfig` for the meaning."""
@@ -95,11 +87,12 @@ def fit(
         state = work.model.state_dict().values()
         run = resume.fingerprint(where, options, (*state, work.data.images, work.data.labels), ranks.size)
         history = resume.load(checkpoint, run, work.model, optimizer, schedule, work.data.device, ranks)
+    step = TrainingStep(where, work, objective, optimizer, perturbed, options.precision)
     for epoch in range(len(history) + 1, options.epochs + 1):
         start = time.perf_counter()
         lr = float(optimizer.param_groups[0]["lr"])
         per_batch = schedule if schedule_every == "batch" else None
-        loss, accuracy = _run_epoch(where, epoch, work, objective, optimizer, per_batch, perturbed, options)
+        loss, accuracy = _run_epoch(epoch, work, step, per_batch, options)
         if schedule_every == "epoch":
             schedule.step()
         _check_finite(where, epoch, loss, work.model, ranks)
@@ -115,54 +108,24 @@ def fit(
 
 
 def _run_epoch(
-    where: str,
-    epoch: int,
-    work: Workspace,
-    objective: Objective,
-    optimizer: Optimizer,
-    per_batch: LRScheduler | None,
-    perturbed: Perturbed | None,
-    options: LoopOptions,
+    epoch: int, work: Workspace, step: TrainingStep, per_batch: LRScheduler | None, options: LoopOptions
 ) -> tuple[float, float]:
     """One epoch's steps; mean objective and accuracy, read back once, at the end."""
-    data, device, ranks = work.data, work.data.device, work.ranks
+    data, ranks = work.data, work.ranks
     set_training_mode(work.model, options.bn)
-    total = torch.zeros(2, dtype=torch.float64, device=device)  # of the objective, of correct samples
+    total = torch.zeros(2, dtype=torch.float64, device=data.device)  # of the objective, of correct samples
     seed, size = epoch_seed(options.seed, epoch), options.batch_size
     batches = data.batches(size, shuffle=True, epoch_seed=seed, ranks=ranks)
     for (x, y, _), count in zip(batches, data.sizes(size), strict=True):
         weight = ranks.divide(count).weight
         # The gradients of the ranks are averaged, and those of parts of unequal size weigh unequally.
-        weighted = objective if ranks.size == 1 else _scaled(objective, ranks.size * weight)
-        loss, logits = _backward(where, work, weighted, optimizer, options, x, y)
-        if perturbed is not None:
-            with perturbed():
-                _backward(where, work, weighted, optimizer, options, x, y)
-        optimizer.step()
-        correct = (logits.argmax(1) == y).sum()
+        loss, correct = step(x, y, ranks.size * weight).double()
         total += torch.stack((loss * (count / ranks.size), correct * (count * weight / len(x))))
         if per_batch is not None:
             per_batch.step()
     ranks.add_(total)
     mean, accuracy = (total / len(data)).tolist()
     return mean, accuracy
-
-
-def _scaled(objective: Objective, factor: float) -> Objective:
-    return lambda logits, labels: factor * objective(logits, labels)
-
-
-def _backward(
-    where: str, work: Workspace, objective: Objective, optimizer: Optimizer, options: LoopOptions, x: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of one batch; its objective and its logits."""
-    with autocast(work.data.device, options.precision):
-        logits = logits_of(where, work.forward(x), len(x))
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    loss = objective(logits, y)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.detach(), logits.detach()
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from bdfast.backends import find
 from bdfast.testing import Case, Inputs, OpSuite, Outputs, parity, suites
 from bdfast.testing.rows import dtype_name
 from bdfast.testing.tables import Cell, Table
+from benchmarks.checks import workers
 from benchmarks.stage import Context, Result, Stage
 
 RERUNS = 20
@@ -20,27 +21,32 @@ QUICK_CASES = 6  # an op at most, with 3 reruns
 
 def run(context: Context) -> Result:
     """For each op and backend: cases run, what is wrong, what differs between reruns."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    lines: list[dict[str, Any]] = []
     failures: list[str] = []
-    for suite, case, dtype, backend in combinations(context):
-        line = found.setdefault((suite.name, backend), {"op": suite.name, "backend": backend, "cases": 0, "wrong": 0})
-        line["cases"] += 1
-        wrong = check(suite, case, backend, context.device, dtype, 3 if context.quick else RERUNS)
-        line["wrong"] += bool(wrong)
-        failures += [f"{suite.name} {case.name} {dtype_name(dtype)} {backend}: {reason}" for reason in wrong]
-        context.save({"lines": list(found.values()), "failures": failures})
-    return {"lines": list(found.values()), "failures": failures, "reruns": RERUNS}
+    work = partial(check_op, device=context.device, quick=context.quick)
+    for found, wrong in workers.each(work, list(suites()), context):
+        lines += found
+        failures += wrong
+        context.save({"lines": lines, "failures": failures})
+    return {"lines": lines, "failures": failures, "reruns": RERUNS}
 
 
-def combinations(context: Context) -> Iterator[tuple[OpSuite, Case, torch.dtype, str]]:
-    """What can run here; large cases have a stage of their own."""
-    for suite in suites().values():
-        cases = [case for case in suite.cases if not case.large]
-        few = [case for case in cases if not case.benchmark]
-        for case in few[:: len(few) // QUICK_CASES + 1] if context.quick else cases:
-            for dtype in case.dtypes[:1] if context.quick else case.dtypes:
-                for backend in runnable(suite, context.device, dtype):
-                    yield suite, case, dtype, backend
+def check_op(name: str, device: torch.device, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """A line a backend, and what is wrong in words; large cases have a stage of their own."""
+    suite = suites()[name]
+    lines: dict[str, dict[str, Any]] = {}
+    failures: list[str] = []
+    cases = [case for case in suite.cases if not case.large]
+    few = [case for case in cases if not case.benchmark]
+    for case in few[:: len(few) // QUICK_CASES + 1] if quick else cases:
+        for dtype in case.dtypes[:1] if quick else case.dtypes:
+            for backend in runnable(suite, device, dtype):
+                line = lines.setdefault(backend, {"op": name, "backend": backend, "cases": 0, "wrong": 0})
+                line["cases"] += 1
+                wrong = check(suite, case, backend, device, dtype, 3 if quick else RERUNS)
+                line["wrong"] += bool(wrong)
+                failures += [f"{name} {case.name} {dtype_name(dtype)} {backend}: {reason}" for reason in wrong]
+    return list(lines.values()), failures
 
 
 def runnable(suite: OpSuite, device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -89,4 +95,4 @@ def table(result: Result) -> Table:
     return ("op", "backend", "cases", "wrong"), lines
 
 
-STAGE = Stage("numerics", f"every backend against float64, {RERUNS} reruns", 50.0, run, table)
+STAGE = Stage("numerics", f"every backend against float64, {RERUNS} reruns", 50.0, run, table, timed=False)

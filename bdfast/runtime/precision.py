@@ -39,7 +39,8 @@ def full_float32() -> Iterator[None]:
         ...     torch.backends.cudnn.conv.fp32_precision
         'ieee'
     """
-    places: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    backends: Any = torch.backends  # of whose attributes not all are annotated
+    places = (backends.cudnn.conv, backends.cuda.matmul)
     before = [place.fp32_precision for place in places]
     try:
         for place in places:

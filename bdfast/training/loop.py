@@ -25,6 +25,7 @@ from bdfast.training.options import BatchNormMode
 from bdfast.training.step import Objective, Perturbed, TrainingStep
 from bdfast.training.workspace import Workspace
 
+
 class LoopOptions(Protocol):
     """The part of a config that the loop reads; see :class:`bdfast.training.TrainConfig` for the meaning."""
 

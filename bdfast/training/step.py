@@ -130,4 +130,3 @@ def _can_replay(work: Workspace, optimizer: Optimizer) -> bool:
     hooked = any(getattr(module, name) for module in work.forward.modules() for name in _HOOKS)
     hooked |= any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
     return work.data.device.type == "cuda" and work.ranks.size == 1 and not hooked and can_fuse(parameters)
-

@@ -173,7 +173,8 @@ def _whitening(deviations: Tensor, shrinkage: float) -> Tensor:
 class RandomErasing(nn.Module):
     """A network that, in training, sees its images with a random rectangle replaced by a grey level or by noise.
 
-    Three images in four lose up to half of each side. Draws come from the global generator, which training isolates.
+    Three images in four lose up to half of each side. Draws come from the global generator of the images' device, which
+    training isolates and from which a replayed step draws anew.
 
     Example:
         >>> net = RandomErasing(nn.Identity()).eval()
@@ -196,19 +197,19 @@ class RandomErasing(nn.Module):
         self,
         images: Tensor,  # [N, C, H, W] in [0, 1]
     ) -> Tensor:
-        """Images with rectangles, drawn on the CPU so that every device sees the same ones."""
-        count, channels, height, width = images.shape
-        rows = _span(count, height)[:, None, :, None]
-        columns = _span(count, width)[:, None, None, :]
-        erased = rows & columns & (torch.rand(count, 1, 1, 1) < self.share)
-        grey = torch.rand(count, channels, 1, 1).expand(images.shape)
-        noise = torch.rand(images.shape)
-        fill = torch.where(torch.rand(count, 1, 1, 1) < 0.5, grey, noise)
-        return torch.where(erased.to(images.device), fill.to(images), images)
+        """Images with rectangles."""
+        (count, channels, height, width), device = images.shape, images.device
+        rows = _span(count, height, device)[:, None, :, None]
+        columns = _span(count, width, device)[:, None, None, :]
+        erased = rows & columns & (torch.rand(count, 1, 1, 1, device=device) < self.share)
+        grey = torch.rand(count, channels, 1, 1, device=device).expand(images.shape)
+        noise = torch.rand(images.shape, device=device)
+        fill = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, grey, noise)
+        return torch.where(erased, fill.to(images.dtype), images)
 
 
-def _span(count: int, length: int) -> Tensor:
+def _span(count: int, length: int, device: torch.device) -> Tensor:
     """Random intervals of up to half of ``length``, as a mask ``[count, length]``, cut at the ends."""
-    extent = torch.randint(1, length // 2 + 2, (count, 1))
-    center = torch.randint(0, length, (count, 1))
-    return (torch.arange(length) - center).abs() * 2 < extent
+    extent = torch.randint(1, length // 2 + 2, (count, 1), device=device)
+    center = torch.randint(0, length, (count, 1), device=device)
+    return (torch.arange(length, device=device) - center).abs() * 2 < extent

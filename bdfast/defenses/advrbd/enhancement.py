@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,12 +28,13 @@ from bdfast.defenses.advrbd.config import AdvrBDConfig
 from bdfast.errors import message
 from bdfast.ops import bounded_ascent_cross_entropy
 from bdfast.runtime.determinism import stream_seed
+from bdfast.runtime.graphed import Replayed
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.precision import autocast
 from bdfast.runtime.progress import Record
 from bdfast.runtime.resident import ResidentData
 from bdfast.training import resume
-from bdfast.training.options import augmentation
+from bdfast.training.options import augmentation, can_fuse
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -93,9 +95,11 @@ def enhance(
         ValueError: a damaged ``checkpoint``, or one of another run.
     """
     tau = 2 * math.log(num_classes) if config.tau is None else config.tau
+    parameters = list(model.parameters())
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.enhance_lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        parameters, lr=config.enhance_lr, momentum=config.momentum, weight_decay=config.weight_decay,
+        fused=can_fuse(parameters),
+    )  # fmt: skip
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     device = sides.suspected.device
     history: list[Record] = []
@@ -104,10 +108,11 @@ def enhance(
         tensors = (*model.state_dict().values(), *(t for s in (sides.suspected, sides.presumed) for t in _content(s)))
         run = resume.fingerprint(f"advrbd: enhancement {number}", config, tensors)
         history = resume.load(checkpoint, run, model, optimizer, schedule, device)
+    step = Replayed(partial(_step, forward, optimizer, config, tau), device)
     for epoch in range(len(history) + 1, config.enhance_epochs + 1):
         start = time.perf_counter()
         seed = stream_seed(config.seed, f"advrbd: enhancement {number}, epoch {epoch}")
-        loss, accuracy, dc_loss = _epoch(model, forward, sides, optimizer, config, tau, seed)
+        loss, accuracy, dc_loss = _epoch(model, sides, step, config.batch_size, seed)
         if not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in model.parameters()):
             got = f"a loss of {loss:g} or weights that are not finite in round {number + 1}, epoch {epoch}"
             raise FloatingPointError(message("advrbd", "model", "finite numbers", got, "lower enhance_lr or tau"))
@@ -123,35 +128,36 @@ def enhance(
 
 
 def _epoch(
-    model: nn.Module,
-    forward: nn.Module,
-    sides: Sides,
-    optimizer: torch.optim.Optimizer,
-    config: AdvrBDConfig,
-    tau: float,
-    seed: int,
+    model: nn.Module, sides: Sides, step: Callable[..., Tensor], batch_size: int, seed: int
 ) -> tuple[float, float, float]:
     """One pass over D_u; mean loss, accuracy on D_u, mean bounded cross entropy of D_c, read back at the end."""
     model.train()
-    device = sides.suspected.device
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
-    others = _endless(sides.presumed, config.batch_size, seed)
-    for x_u, y_u, _ in sides.suspected.batches(config.batch_size, shuffle=True, epoch_seed=seed):
+    totals = torch.zeros(3, dtype=torch.float64, device=sides.suspected.device)
+    others = _endless(sides.presumed, batch_size, seed)
+    for x_u, y_u, _ in sides.suspected.batches(batch_size, shuffle=True, epoch_seed=seed):
         x_c, y_c, _ = next(others)
-        x, y = torch.cat((x_u, x_c)), torch.cat((y_u, y_c))
-        with autocast(device, config.precision):  # one pass, so that batch norms see both sides
-            logits = logits_of("advrbd", forward(x), len(x))
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        loss = bounded_ascent_cross_entropy(logits, y, len(x_u), mu=config.mu, tau=tau)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        with torch.no_grad():
-            right = (logits[: len(x_u)].argmax(1) == y_u).sum()
-            ascent = cross_entropy(logits[len(x_u) :], y_c, reduction="none").clamp_max(tau).mean()
-            totals += torch.stack((loss.detach() * len(x_u), right, ascent * len(x_u)))
-    loss_mean, accuracy, dc_mean = (totals / len(sides.suspected)).tolist()
-    return loss_mean, accuracy, dc_mean
+        totals += step(x_u, y_u, x_c, y_c)
+    loss, accuracy, dc_loss = (totals / len(sides.suspected)).tolist()
+    return loss, accuracy, dc_loss
+
+
+def _step(
+    forward: nn.Module, optimizer: torch.optim.Optimizer, config: AdvrBDConfig, tau: float,
+    x_u: Tensor, y_u: Tensor, x_c: Tensor, y_c: Tensor,
+) -> Tensor:  # fmt: skip
+    """Loss, correct samples of D_u and bounded cross entropy of D_c, each times the samples of D_u; float64 ``[3]``."""
+    x, y = torch.cat((x_u, x_c)), torch.cat((y_u, y_c))
+    with autocast(x.device, config.precision):  # one pass, so that batch norms see both sides
+        logits = logits_of("advrbd", forward(x), len(x))
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    loss = bounded_ascent_cross_entropy(logits, y, len(x_u), mu=config.mu, tau=tau)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    with torch.no_grad():
+        right = (logits[: len(x_u)].argmax(1) == y_u).sum()
+        ascent = cross_entropy(logits[len(x_u) :], y_c, reduction="none").clamp_max(tau).mean()
+        return torch.stack((loss.detach() * len(x_u), right, ascent * len(x_u))).double()
 
 
 def _endless(data: ResidentData, batch_size: int, seed: int) -> Iterator[Batch]:

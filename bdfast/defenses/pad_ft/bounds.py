@@ -25,6 +25,7 @@ from bdfast.errors import message
 from bdfast.nn import ClippedReLU
 from bdfast.runtime.determinism import stream_seed
 from bdfast.runtime.folding import fold
+from bdfast.runtime.graphed import Replayed
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.progress import Record
 from bdfast.runtime.resident import ResidentData
@@ -147,12 +148,12 @@ def fit_bounds(
         FloatingPointError: the objective or a bound was no longer finite at the end of an epoch.
     """
     z = list(bounds.values())
-    optimizer = torch.optim.Adam(z, lr=config.clip_lr)
+    step = _ClipStep(forward, z, config, data.device)
     best = _Best(forward, z, data, suspects, config) if config.keep == "best" else None
     lam = config.lam
     for epoch in range(config.clip_epochs):
         start = time.perf_counter()
-        loss, accuracy = _clip_epoch(forward, z, optimizer, data, reference, suspects, lam, epoch, config)
+        loss, accuracy = _clip_epoch(step, data, reference, suspects, lam, epoch, config)
         if not torch.isfinite(torch.cat([b.detach().flatten() for b in z])).all() or not -1e38 < loss < 1e38:
             got = f"a loss of {loss:g} or bounds that are not finite in epoch {epoch + 1} of clipping"
             raise FloatingPointError(message("pad_ft", "model", "finite numbers", got, "lower clip_lr"))
@@ -167,28 +168,53 @@ def fit_bounds(
         best.restore()
 
 
+class _ClipStep:
+    """A step of Adam on the bounds; on a GPU it is captured, and replayed from then on."""
+
+    def __init__(self, forward: nn.Module, z: list[Tensor], config: PadFTConfig, device: torch.device) -> None:
+        self._forward, self._z, self._suspect_weight = forward, z, config.suspect_weight
+        self._optimizer = torch.optim.Adam(z, lr=config.clip_lr, capturable=device.type == "cuda")
+        self._replayed = Replayed(self._take, device)
+
+    def __call__(
+        self,
+        x: Tensor,  # [B, C, H, W]
+        y: Tensor,  # [B]
+        reference: Tensor,  # [B, K]
+        lam: Tensor,  # []
+        share: Suspects | None,
+    ) -> Tensor:
+        """The objective and the number of correct samples, ``[2]``."""
+        return self._replayed(x, y, reference, lam, *(() if share is None else share))
+
+    def _take(self, x: Tensor, y: Tensor, reference: Tensor, lam: Tensor, *share: Tensor) -> Tensor:
+        logits = logits_of("pad_ft", self._forward(x), len(x))
+        loss = F.mse_loss(logits.float(), reference.float())
+        loss = loss + lam * torch.stack([torch.linalg.vector_norm(b) for b in self._z]).sum()
+        if share:
+            images, labels = share
+            loss = loss + self._suspect_weight * unlikelihood(self._forward(images), labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        with torch.no_grad():
+            for b in self._z:
+                b.clamp_(min=0)
+        return torch.stack((loss.detach(), (logits.detach().argmax(1) == y).sum().to(loss.dtype)))
+
+
 def _clip_epoch(
-    forward: nn.Module, z: list[Tensor], optimizer: torch.optim.Optimizer, data: ResidentData, reference: Tensor,
-    suspects: Suspects | None, lam: float, epoch: int, config: PadFTConfig,
+    step: _ClipStep, data: ResidentData, reference: Tensor, suspects: Suspects | None, lam: float, epoch: int,
+    config: PadFTConfig,
 ) -> tuple[float, float]:  # fmt: skip
     """Mean objective and accuracy, read back once, at the end."""
     seed = stream_seed(config.seed, f"pad_ft: clipping, epoch {epoch}")
     total = torch.zeros(2, dtype=torch.float64, device=data.device)
+    weight = torch.tensor(lam, device=data.device)
     shares = iter(()) if suspects is None else suspects.shares(data.num_batches(config.clip_batch_size), seed)
     for x, y, index in data.batches(config.clip_batch_size, shuffle=True, epoch_seed=seed):
-        logits = logits_of("pad_ft", forward(x), len(x))
-        loss = F.mse_loss(logits.float(), reference[index].float())
-        loss = loss + lam * torch.stack([torch.linalg.vector_norm(b) for b in z]).sum()
-        share = next(shares, None)
-        if share is not None:
-            loss = loss + config.suspect_weight * unlikelihood(forward(share.inputs), share.labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        with torch.no_grad():
-            for b in z:
-                b.clamp_(min=0)
-        total += torch.stack((loss.detach() * len(x), (logits.detach().argmax(1) == y).sum()))
+        loss, correct = step(x, y, reference[index], weight, next(shares, None)).double()
+        total += torch.stack((loss * len(x), correct))
     mean, accuracy = (total / len(data)).tolist()
     return mean, accuracy
 

@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import bdfast
 from bdfast.attacks import PoisonedData
 from bdfast.data import DataSplits
+from bdfast.files import atomic_write
 from bdfast.metrics import Metrics, defense_effectiveness_rating, evaluate
 from bdfast.testing.tables import Cell, Table
 from bdfast.training import TrainConfig, train_classifier
+from benchmarks.stage import Context, SkipStage
 
 Split = tuple[Tensor, Tensor]
 Defense = Callable[[nn.Module, Split], nn.Module]
@@ -68,6 +71,25 @@ class Victim:
         images, labels = self.scenario.data.train
         chosen = bdfast.data.reserve(labels, count=count, seed=self.scenario.seed)
         return images[chosen], labels[chosen]
+
+
+def cifar10(context: Context, limit: tuple[int, int] | None = None) -> DataSplits:
+    """CIFAR-10 as it was given; decoded by the first stage that asks, read from the scratch folder by the others.
+
+    Raises:
+        SkipStage: there is none.
+    """
+    if context.data is None:
+        raise SkipStage("no CIFAR-10: pass --data, or set BDFAST_DATA")
+    kept = None if context.scratch is None else context.scratch / "cifar10.npz"
+    if kept is not None and kept.exists():
+        return bdfast.data.load(kept, limit=limit)
+    data = bdfast.data.load(context.data)
+    if kept is not None:
+        arrays = {"x_train": data.train[0], "y_train": data.train[1], "x_test": data.test[0], "y_test": data.test[1]}
+        with atomic_write(kept, "wb") as file:
+            np.savez(file, class_names=np.array(data.class_names), **{name: t.numpy() for name, t in arrays.items()})
+    return data if limit is None else bdfast.data.load(context.data, limit=limit)
 
 
 def make_victim(scenario: Scenario, device: torch.device, scratch: Path | None = None) -> Victim:

@@ -8,11 +8,15 @@ import pkgutil
 from benchmarks import end_to_end
 from benchmarks.stage import Stage
 
-CHECKS = ("build", "numerics", "compile", "large", "sanitizer", "tests", "ops")
-"""What times nothing comes first, and at the same time; the tests repeat on a GPU most of what ``numerics`` sees."""
+CHECKS = ("build", "numerics", "compile", "large", "sanitizer", "ops")
+"""What times nothing comes first, and at the same time."""
 
 END_TO_END = ("d3", "pad_ft", "score_advrbd", "gic", "train", "backdoorbench", "advrbd")
 """D3's stage trains the victim that the others take; modules that are not named here come last."""
+
+
+LAST = ("tests",)
+"""With whatever time is left: they repeat on a GPU most of what ``numerics`` has seen."""
 
 
 def stages() -> dict[str, Stage]:
@@ -20,5 +24,6 @@ def stages() -> dict[str, Stage]:
     names = [f"benchmarks.checks.{name}" for name in CHECKS]
     modules = {module.name for module in pkgutil.iter_modules(end_to_end.__path__)}
     names += [f"{end_to_end.__name__}.{name}" for name in (*END_TO_END, *sorted(modules - set(END_TO_END)))]
+    names += [f"benchmarks.checks.{name}" for name in LAST]
     found: list[Stage] = [importlib.import_module(name).STAGE for name in names]
     return {stage.name: stage for stage in found}

@@ -13,7 +13,9 @@ if not torch.cuda.is_available():
 
 import pytest
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# BDFAST_TEST_DEVICES=cuda leaves out what a machine without a GPU tests as well.
+EVERY_DEVICE = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = [name for name in EVERY_DEVICE if name in os.environ.get("BDFAST_TEST_DEVICES", "cpu cuda").split()]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -59,7 +59,7 @@ def _worst(name: str, got: Tensor, expected: Tensor, tolerance: Tolerance, condi
         raise ValueError(f"{name}: shape {list(got.shape)}, expected {list(expected.shape)}")
     if got.numel() == 0:
         return None
-    a, b = got.detach().double().cpu(), expected.detach().double().cpu()
+    a, b = got.detach().double(), expected.detach().to(got.device).double()
     finite = b.abs()[b.isfinite()]
     largest = float(finite.max()) if len(finite) else 0.0
     allowed = conditioning * (tolerance.relative * b.abs() + tolerance.absolute * largest) + tolerance.spacing

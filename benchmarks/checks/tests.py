@@ -1,8 +1,9 @@
-"""Runs the tests of the ops, which take every device of the machine."""
+"""Runs the tests of the ops on the device, and those that need a GPU."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from bdfast.testing.tables import Table
 from benchmarks.environment import ROOT
 from benchmarks.stage import Context, Result, Stage
 
+FOLDERS = ("tests/ops", "tests/optim", "tests/runtime/test_graphed.py", "tests/training/test_step.py")
 WORKERS = "8"
 
 
@@ -23,10 +25,11 @@ def run(context: Context) -> Result:
         selection += ["-k", "by_hand"]
     if importlib.util.find_spec("xdist") is not None and not context.quick:
         selection += ["-n", WORKERS, "--dist", "worksteal"]  # most of the time goes to compiling Triton kernels
+    environment = {**os.environ, "BDFAST_TEST_DEVICES": context.device.type}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "tests/ops", "tests/optim", *selection, f"--junitxml={report}"]
-        code = subprocess.run(command, cwd=ROOT).returncode
+        command = [sys.executable, "-m", "pytest", *FOLDERS, *selection, f"--junitxml={report}"]
+        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         if not report.exists():
             return {"failures": [f"pytest ended with exit code {code} and wrote no report"]}
         return summary(report)
@@ -52,4 +55,4 @@ def table(result: Result) -> Table:
     return ("passed", "skipped", "failed"), [line]
 
 
-STAGE = Stage("tests", "tests of ops and optimizers on every device", 45.0, run, table, timed=False)
+STAGE = Stage("tests", "tests of ops, optimizers and captured steps", 35.0, run, table, timed=False)

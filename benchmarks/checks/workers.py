@@ -12,8 +12,8 @@ from benchmarks.stage import Context
 
 T = TypeVar("T")
 
-CORES_A_PROCESS = 3  # other stages run at the same time, and Triton's compilers want theirs
-MOST = 6  # each holds a CUDA context of half a gigabyte
+CORES_A_PROCESS = 2  # other stages run at the same time
+MOST = 8  # each holds a CUDA context of half a gigabyte
 
 
 def each(work: Callable[[str], T], names: Sequence[str], context: Context) -> Iterator[T]:

@@ -12,7 +12,7 @@ from bdfast.defenses import AdvrBDConfig, advrbd
 from bdfast.metrics import evaluate
 from bdfast.testing.tables import Cell, Table
 from benchmarks import scenario
-from benchmarks.stage import Context, Result, SkipStage, Stage
+from benchmarks.stage import Context, Result, Stage
 
 IMAGES = 10_000  # a fifth: what a stage has time for; benchmarks/reproduce.py --table advrbd takes all of them
 SHORT = {"warm_up_epochs": 4, "content_epochs": 2, "rounds": 3, "epochs": 10}
@@ -50,9 +50,7 @@ def run(context: Context) -> Result:
 
 def cifar10(context: Context) -> tuple[bdfast.data.DataSplits, Any, AdvrBDConfig]:
     """The published attack and network, on :data:`IMAGES` images."""
-    if context.data is None:
-        raise SkipStage("no CIFAR-10: pass --data, or set BDFAST_DATA")
-    data = bdfast.data.load(context.data, limit=(IMAGES, 2000))
+    data = scenario.cifar10(context, (IMAGES, 2000))
     precision: Any = "bf16" if context.device.type == "cuda" else "fp32"
     normalize = bdfast.data.normalization("cifar10")
     return (
@@ -81,4 +79,4 @@ def table(result: Result) -> Table:
     return ("images", "ACC'", "ASR'", "RA'", "TPR", "FPR", "s", "seconds a stage"), [line]
 
 
-STAGE = Stage("advrbd", "AdvrBD, 10,000 images of CIFAR-10, ResNet18, BadNets", 30.0, run, table)
+STAGE = Stage("advrbd", "AdvrBD, 10,000 images of CIFAR-10, ResNet18, BadNets", 50.0, run, table)

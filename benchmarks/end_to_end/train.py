@@ -9,7 +9,7 @@ from benchmarks import training_loops
 from benchmarks.stage import Context, Result, Stage
 
 GOAL_SECONDS = 0.6  # a whole epoch of ResNet18 on one H100-class GPU
-EPOCH = 50_000  # images of CIFAR-10's size
+IMAGES, EPOCH = 12_800, 50_000  # trained on, of CIFAR-10's size, and those of an epoch
 QUICK_STEPS, QUICK_BATCH = 2, 8
 
 
@@ -18,7 +18,7 @@ def run(context: Context) -> Result:
     records: list[dict[str, Any]] = []
     result: Result = {"records": records, "goal_seconds": GOAL_SECONDS}
     architectures = ("mobilenet_v2",) if context.quick else ("resnet18", "preact_resnet18")
-    count, batch = (QUICK_STEPS * QUICK_BATCH, QUICK_BATCH) if context.quick else (EPOCH, 128)
+    count, batch = (QUICK_STEPS * QUICK_BATCH, QUICK_BATCH) if context.quick else (IMAGES, 128)
     for architecture in architectures:
         data = training_loops.random_images(count)
         setting = training_loops.setting_for(architecture, context.device, data, None, batch)
@@ -30,11 +30,11 @@ def run(context: Context) -> Result:
 def table(result: Result) -> Table:
     """A line a loop."""
     lines: list[list[Cell]] = [
-        [record["architecture"], record["images"], name, seconds, record["vs bdfast"][name]]
+        [record["architecture"], name, seconds * EPOCH / record["images"], record["vs bdfast"][name]]
         for record in result["records"]
         for name, seconds in record["seconds"].items()
     ]
-    return ("network", "images", "loop", "seconds an epoch", "times bdfast"), lines
+    return ("network", "loop", "s for 50,000 images", "times bdfast"), lines
 
 
-STAGE = Stage("train", "an epoch of training: 50,000 CIFAR-sized images, ResNet18, PreAct-ResNet18", 20.0, run, table)
+STAGE = Stage("train", "an epoch of training: 50,000 CIFAR-sized images, ResNet18, PreAct-ResNet18", 25.0, run, table)

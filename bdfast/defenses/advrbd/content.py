@@ -84,9 +84,10 @@ def content_margins(
         seeding: what makes a sample a seed.
 
     Returns:
-        float32 ``[N]``.
+        float32 ``[N]``, on the device of the features.
     """
-    margins = torch.full((len(labels),), float("nan"))
+    labels = labels.to(view.features.device)
+    margins = torch.full(labels.shape, float("nan"), device=labels.device)
     finite = view.features.isfinite().all(1) & view.logits.isfinite().all(1)
     groups = {int(c): (finite & (labels == c)).nonzero().flatten() for c in torch.unique(labels)}
     groups = {c: index for c, index in groups.items() if len(index)}
@@ -163,7 +164,7 @@ def _whitening(deviations: Tensor, shrinkage: float) -> Tensor:
     """W with W W^T the inverse of the shrunk covariance, ``[D, D]``."""
     covariance = deviations.T @ deviations / len(deviations)
     scale = covariance.diagonal().mean().clamp_min(RIDGE)
-    eye = torch.eye(len(covariance), dtype=covariance.dtype)
+    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     covariance = (1 - shrinkage) * covariance + (shrinkage * scale + RIDGE * scale) * eye
     values, vectors = torch.linalg.eigh(covariance)
     whitening: Tensor = vectors * values.clamp_min(RIDGE * float(scale)).rsqrt()

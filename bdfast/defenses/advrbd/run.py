@@ -158,7 +158,7 @@ class Run:
                     seeds=self.config.content_seeds, shrinkage=self.config.content_shrinkage,
                     seeding=self.config.content_seeding,
                 )  # fmt: skip
-            margins = torch.where(~seen, own, margins)
+            margins = torch.where(~seen, own.cpu(), margins)
         return margins
 
     def enhance(self, model: nn.Module, in_dc: Tensor, number: int) -> None:
@@ -189,8 +189,8 @@ class Run:
         with LastLayer(network, layer) as last:
             for part in self._parts():
                 hidden, output = last(to_floats(part, place))
-                features.append(hidden.flatten(1).float().cpu())
-                logits.append(output.float().cpu())
+                features.append(hidden.flatten(1).float())
+                logits.append(output.float())
         return ContentView(torch.cat(features), torch.cat(logits))
 
     def _parts(self) -> Iterator[Tensor]:

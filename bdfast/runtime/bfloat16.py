@@ -44,7 +44,11 @@ class InBfloat16(nn.Module):
             _cast_behind(network, before[-1])
 
     def forward(self, x: Tensor) -> Any:
-        return self.network(x if self._casts_inside else x.to(torch.bfloat16))
+        return self.network(self.entering(x))
+
+    def entering(self, x: Tensor) -> Tensor:
+        """The images as ``network`` takes them."""
+        return x if self._casts_inside else x.to(torch.bfloat16)
 
 
 def _up_to_first_layer(network: fx.GraphModule) -> list[fx.Node] | None:

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bdfast.errors import message
 from bdfast.nn.normalize import normalized, statistics
 from bdfast.runtime.bfloat16 import InBfloat16
 from bdfast.runtime.folding import FoldReport, fold
+from bdfast.runtime.fusing import fused
 from bdfast.runtime.guard import model_device, usable_device
 from bdfast.runtime.hooks import silence_hooks
 from bdfast.runtime.outputs import first_pass, logits_of
@@ -162,6 +163,8 @@ class FrozenModel:
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if self.precision == "bf16":
             network = InBfloat16(network)
+        if self.device.type == "cuda" and not self._compile:
+            network = _fused(network, probe)
         self._source = network
         return torch.compile(network, dynamic=False) if self._compile else network
 
@@ -185,6 +188,15 @@ def _frozen_copy(
             p.grad = None
             p.requires_grad_(False)
     return work
+
+
+def _fused(network: nn.Module, probe: Tensor) -> nn.Module:
+    """Convolutions that take their ReLU along, where the network's graph is known."""
+    if isinstance(network, InBfloat16):
+        if isinstance(network.network, fx.GraphModule):
+            network.network, _ = fused(network.network, network.entering(probe))
+        return network
+    return fused(network, probe)[0] if isinstance(network, fx.GraphModule) else network
 
 
 def _format_of(x: Tensor) -> torch.memory_format:

@@ -7,12 +7,15 @@ result is in registers. Backward, the ReLU's mask is read off its output.
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+from bdfast.runtime.precision import full_float32
 
 _RELU_CALLS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 _SUM_CALLS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -67,6 +70,39 @@ class _ConvReLU(torch.autograd.Function):
                 [True, False, False],
             )  # fmt: skip
         return grad_x, grad if ctx.has_z else None, None
+
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Of the largest logit, between a network and its fused form: a wrong graph differs by far more."""
+
+
+@torch.no_grad()
+def fused(
+    graph: fx.GraphModule,
+    probe: Tensor,  # [n, C, H, W], what the graph takes
+) -> tuple[fx.GraphModule, list[str]]:
+    """The network with its ReLUs in the convolutions before them, and their names; as it is where that fails.
+
+    ``graph`` is not changed. The two are compared on the probe, in full float32.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).requires_grad_(False)
+        >>> fused(fx.symbolic_trace(net), torch.rand(1, 1, 3, 3))[1]
+        ['0']
+    """
+    merged = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    names = fuse_relus(merged)
+    with full_float32():
+        expected = graph(probe)
+        try:
+            got = merged(probe)
+        except RuntimeError:  # no such kernel
+            return graph, []
+    if not isinstance(got, Tensor) or got.dtype not in TOLERANCE:
+        return graph, []
+    allowed = TOLERANCE[got.dtype] * float(expected.abs().max())
+    same = got.shape == expected.shape and float((got - expected).abs().max()) <= allowed
+    return (merged, names) if names and same else (graph, [])
 
 
 def fuse_relus(graph: fx.GraphModule) -> list[str]:

@@ -1,0 +1,94 @@
+"""ReLUs inside the convolutions before them: the same network, and the same gradient to its input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import bdfast
+from bdfast.runtime.frozen import FrozenModel
+from bdfast.runtime.fusing import ConvReLU, fuse_relus, fused
+
+
+class Block(nn.Module):
+    """A sum whose terms come in the order asked for."""
+
+    def __init__(self, conv_first: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.relu = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+        self.conv_first = conv_first
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.conv1(x))
+        y = self.conv2(h)
+        return self.relu(y + h if self.conv_first else h + y).flatten(1)
+
+
+def gradient(model: nn.Module, x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(model(leaf).square().sum(), leaf)
+    return grad
+
+
+@pytest.mark.parametrize("conv_first", [True, False])
+def test_sums_are_fused_whatever_their_order(conv_first: bool) -> None:
+    graph = fx.symbolic_trace(Block(conv_first))
+    x = torch.rand(2, 2, 5, 5)
+    merged, names = fused(graph, x)
+    assert names == ["conv1", "conv2"]
+    assert torch.equal(merged(x), graph(x))
+    assert torch.equal(gradient(merged, x), gradient(graph, x))
+    assert not any(isinstance(module, ConvReLU) for module in graph.modules())
+
+
+def sequence(*layers: nn.Module) -> fx.GraphModule:
+    return fx.symbolic_trace(nn.Sequential(*layers))
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        sequence(nn.Conv2d(1, 2, 3), nn.ReLU()),  # weights are trained
+        sequence(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect").requires_grad_(False), nn.ReLU()),
+        sequence(nn.Conv2d(1, 2, 3, padding="same").requires_grad_(False), nn.ReLU()),
+        sequence(nn.Conv2d(1, 2, 3).requires_grad_(False), nn.ReLU6()),
+        sequence(nn.Conv2d(1, 2, 3).requires_grad_(False), nn.Identity()),
+    ],
+    ids=["trained", "reflect", "same", "relu6", "no relu"],
+)
+def test_what_is_no_plain_convolution_and_relu_stays(graph: fx.GraphModule) -> None:
+    assert fuse_relus(graph) == []
+
+
+def test_a_convolution_that_something_else_reads_stays() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return torch.relu(y) + y
+
+    assert fuse_relus(fx.symbolic_trace(Net())) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("arch", ["resnet18", "preact_resnet18", "vgg19_bn"])
+def test_on_a_gpu_logits_and_gradients_are_those_of_the_plain_network(arch: str, precision: str) -> None:
+    model = bdfast.models.build(arch, num_classes=10, image_size=32, seed=0).cuda()
+    x = torch.rand(16, 3, 32, 32, device="cuda")
+    with torch.no_grad():
+        model.train()(x)
+    model.double().eval()
+    exact = gradient(model, x.double())
+    model.float()
+    with FrozenModel(model, precision) as frozen:  # type: ignore[arg-type]
+        logits, grad = frozen.logits(x), frozen.input_gradient(x, lambda z: z.square().sum(1))[1]
+        assert any(isinstance(module, ConvReLU) for module in frozen._source.modules())  # type: ignore[union-attr]
+    assert len(logits) == 16
+    similar = torch.nn.functional.cosine_similarity(grad.double().flatten(), exact.flatten(), dim=0)
+    assert float(similar) > (0.999 if precision == "fp32" else 0.9)

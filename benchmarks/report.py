@@ -32,7 +32,7 @@ from bdfast.testing.tables import Cell, Table, markdown_table
 from benchmarks import score_advrbd
 from benchmarks.pictures import PICTURES, Results, first_dtypes, telling
 from benchmarks.replaced import part
-from benchmarks.stages import CHECKS, stages
+from benchmarks.stages import CHECKS, LAST, stages
 from tools import kernel_table
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -137,7 +137,7 @@ def cpu_ops_full(results: Results) -> str:
 
 def gpu_ops(results: Results) -> str:
     """The telling cases."""
-    return _gpu_ops(results, telling, ("dtype", "graph us", "graph vs eager", "graph vs compile"))
+    return _gpu_ops(results, telling, ("dtype", "wall us", "GB/s", "syncs"))
 
 
 def gpu_ops_full(results: Results) -> str:
@@ -188,7 +188,7 @@ def gpu_end_to_end(results: Results) -> str:
     parts = [
         f"*{known[name].title}*\n\n{markdown_table(known[name].table(report['result']))}"
         for name, report in measured.items()
-        if name in known and name not in CHECKS and report.get("result")
+        if name in known and name not in (*CHECKS, *LAST) and report.get("result")
     ]
     return "\n\n".join([*parts, origin(results["gpu"])]) if parts else NOT_MEASURED
 

@@ -135,7 +135,7 @@ def forward(
     launch = Launch.choose(c, z.stride(0))
     programs = row_sum.programs_for(n, launch.block_n)
     loss = z.new_empty((), dtype=torch.float32)
-    stats = z.new_empty((n, 2), dtype=torch.float32)
+    stats = z.new_empty(n, 2, dtype=torch.float32)
     partials = z.new_empty(programs, dtype=torch.float64) if programs > 1 else stats
     with on_device_of(z):
         enqueue(
@@ -160,7 +160,7 @@ def backward(
     """Gradient of the logits: ``[N, C]``, contiguous, in their dtype."""
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
-    grad = z.new_empty((n, c))
+    grad = z.new_empty(n, c)
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))

@@ -173,7 +173,7 @@ def forward(
     programs = row_sum.programs_for(n, launch.block_n)
     reduce = reduction != "none"
     loss = p.new_empty(() if reduce else (n,), dtype=torch.float32)
-    stats = p.new_empty((n if keep_stats else 0, 5), dtype=torch.float32)
+    stats = p.new_empty(n if keep_stats else 0, 5, dtype=torch.float32)
     two_launches = reduce and programs > 1
     partials = p.new_empty(programs, dtype=torch.float64) if two_launches else stats
     with on_device_of(p):
@@ -200,7 +200,7 @@ def backward(
     """Gradients of both, ``[N, C]``, contiguous, in their dtype; ``[0, C]`` for one that is not wanted."""
     p, q = classes_contiguous(logits_p), classes_contiguous(logits_q)
     n, c = p.shape
-    grad_p, grad_q = p.new_empty((n if wants_p else 0, c)), p.new_empty((n if wants_q else 0, c))
+    grad_p, grad_q = p.new_empty(n if wants_p else 0, c), p.new_empty(n if wants_q else 0, c)
     if n == 0:
         return grad_p, grad_q
     launch = _launch(p, q)

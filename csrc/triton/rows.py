@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from bdfast.backends.devices import on_device_of as on_device_of
 from bdfast.triton_kernels.aot import AotVariant
 
 
@@ -134,14 +132,3 @@ def row_variant(kernel: Any, types: dict[str, str], constants: dict[str, int | b
 def cdiv(a: int, b: int) -> int:
     """The quotient, rounded up. Triton's own is made for kernels, and takes microseconds outside of one."""
     return -(-a // b)
-
-
-_HERE = nullcontext()
-_current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)  # a tensor is there: so is CUDA
-
-
-def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the current device: make it the tensor's. In the interpreter there is none."""
-    if not tensor.is_cuda or tensor.get_device() == _current_device():
-        return _HERE
-    return torch.cuda.device(tensor.device)

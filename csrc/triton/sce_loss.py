@@ -163,7 +163,7 @@ def forward(
     reduce = reduction != "none"
     mean = reduction == "mean"
     loss = z.new_empty(() if reduce else (n,), dtype=torch.float32)
-    stats = z.new_empty((n, 2), dtype=torch.float32)
+    stats = z.new_empty(n, 2, dtype=torch.float32)
     two_launches = reduce and programs > 1
     partials = z.new_empty(programs, dtype=torch.float64) if two_launches else stats
     with on_device_of(z):
@@ -189,7 +189,7 @@ def backward(
     """Gradient of the logits: ``[N, C]``, contiguous, in their dtype."""
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
-    grad = z.new_empty((n, c))
+    grad = z.new_empty(n, c)
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))

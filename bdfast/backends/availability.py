@@ -77,22 +77,27 @@ def triton_interpreted() -> bool:
 def runs_cpp(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...] = HALF_OR_FLOAT) -> str | None:
     """Why the C++ kernel of an op cannot take ``tensor``, or ``None``."""
     if not tensor.is_cpu:
-        return f"needs CPU tensors, got {tensor.device.type}"
+        return _elsewhere("CPU tensors", tensor.device.type)
     return _dtype_reason(tensor, dtypes) or cpp_missing()
 
 
 def runs_cuda(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...] = HALF_OR_FLOAT) -> str | None:
     """Why the CUDA C++ kernel of an op cannot take ``tensor``, or ``None``."""
     if not tensor.is_cuda:
-        return f"needs CUDA tensors, got {tensor.device.type}"
+        return _elsewhere("CUDA tensors", tensor.device.type)
     return _dtype_reason(tensor, dtypes) or cuda_missing()
 
 
 def runs_triton(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...] = HALF_OR_FLOAT) -> str | None:
     """Why the Triton kernel of an op cannot take ``tensor``, or ``None``."""
     if not tensor.is_cuda and not (tensor.is_cpu and triton_interpreted()):
-        return f"needs CUDA tensors (or TRITON_INTERPRET=1 for CPU tensors), got {tensor.device.type}"
+        return _elsewhere("CUDA tensors (or TRITON_INTERPRET=1 for CPU tensors)", tensor.device.type)
     return _dtype_reason(tensor, dtypes) or triton_missing()
+
+
+@functools.cache  # asked at every call by the backends that are not for its device
+def _elsewhere(needed: str, kind: str) -> str:
+    return f"needs {needed}, got {kind}"
 
 
 def _dtype_reason(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:

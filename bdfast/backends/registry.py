@@ -85,12 +85,12 @@ class Op:
         key = self.key(*arguments)
         if torch.compiler.is_compiling() or not _is_plain(key):
             return self.call(*arguments)
-        return self._run(key, *arguments)
+        return self._run(key, arguments)
 
     def _entry(self, *arguments: Any) -> Any:
-        return self._run(self.key(*arguments), *arguments)
+        return self._run(self.key(*arguments), arguments)
 
-    def _run(self, key: Tensor, *arguments: Any) -> Any:
+    def _run(self, key: Tensor, arguments: tuple[Any, ...]) -> Any:
         inputs = arguments[:-1]
         result = self.choose(arguments[-1], key).function(*inputs)
         if self._mutated:

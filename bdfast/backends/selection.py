@@ -20,6 +20,7 @@ _debug: bool = False
 # is not set takes a microsecond, in which a kernel is through a batch of CIFAR-10's logits.
 _VARIABLES: Any = getattr(os.environ, "_data", None)
 _KEY = os.environ.encodekey("BDFAST_BACKEND")
+_DEBUG_KEY = os.environ.encodekey("BDFAST_DEBUG")
 
 
 def validate(name: str, where: str) -> str:
@@ -46,6 +47,8 @@ def from_environment() -> str:
 
 def debug_enabled() -> bool:
     """Whether value checks that need a device sync are on (``with bdfast.debug():`` or ``BDFAST_DEBUG=1``)."""
+    if _VARIABLES is not None and _DEBUG_KEY not in _VARIABLES:
+        return _debug
     return _debug or os.environ.get("BDFAST_DEBUG", "0") not in ("", "0")
 
 

@@ -24,15 +24,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
+from bdfast.ops.autograd import once_differentiable
 from bdfast.ops.clipped_relu import BACKWARD, bit_addresses, clip, wanted
-from bdfast.ops.precision import compute_dtype
+from bdfast.ops.precision import compute_dtype, in_precision_of
 from bdfast.ops.rows import DTYPE_CODE
 from bdfast.ops.validation import check_number
 
@@ -108,7 +108,7 @@ class _BatchNormClippedRelu(torch.autograd.Function):
         return y  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_bound = BACKWARD(grad, *ctx.saved_tensors, *ctx.options)
         return *wanted(grad_x, grad_bound, ctx.bound_shape, *ctx.options[1:3]), *(None,) * 9
@@ -217,4 +217,4 @@ def _parameter(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
     if value.requires_grad and torch.is_grad_enabled():
         remedy = "freeze it with .requires_grad_(False), detach it, or use torch.no_grad()"
         raise ValueError(message(NAME, name, "a tensor that does not require grad", "one that does", remedy))
-    return value.to(compute_dtype(x))
+    return in_precision_of(value, x)

@@ -23,14 +23,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
-from bdfast.ops.precision import compute_dtype
+from bdfast.ops.autograd import once_differentiable
+from bdfast.ops.precision import compute_dtype, in_precision_of
 from bdfast.ops.rows import DTYPE_CODE
 
 NAME = "batch_norm_stat_distance"
@@ -89,7 +89,7 @@ class _BatchNormStatDistance(torch.autograd.Function):
         return distance  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return BACKWARD(*ctx.saved_tensors, grad, ctx.backend), None, None, None
 
@@ -217,4 +217,4 @@ def _statistic(name: str, value: Tensor, x: Tensor) -> Tensor:
         raise ValueError(message(NAME, name, f"the device of x, {x.device}", str(value.device), "move it there"))
     if torch.is_grad_enabled() and value.requires_grad:
         raise ValueError(message(NAME, name, "no gradient to be asked for", "requires_grad=True", "detach it"))
-    return value.to(compute_dtype(x)).contiguous()
+    return in_precision_of(value, x).contiguous()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.errors import message
-from bdfast.ops.precision import compute_dtype
+from bdfast.ops.precision import in_precision_of
 from bdfast.ops.validation import FLOATING, is_number
 
 LANES = 16  # words of a block
@@ -58,8 +58,9 @@ def _bound_tensor(op: str, bound: Tensor, x: Tensor) -> Tensor:
             )
             got = f"shape {list(bound.shape)} with x {list(x.shape)}"
             raise ValueError(message(op, "bound", expected, got, "pass one bound for all channels or one for each"))
-        bound = bound.reshape(channels)
-    return bound.to(compute_dtype(x))
+        if bound.dim() > 1:  # else it would be a view of itself: one more node for autograd
+            bound = bound.reshape(channels)
+    return in_precision_of(bound, x)
 
 
 # --- memory order ----------------------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def sum_over_channel(values: Tensor, bounds: int) -> Tensor:
 
 def empty_bits(x: Tensor, gradients: int) -> Tensor:
     """Uninitialised bits of ``x`` for that many gradients."""
-    return torch.empty((gradients, (x.numel() + BLOCK - 1) // BLOCK, LANES), dtype=torch.int32, device=x.device)
+    return x.new_empty(gradients, (x.numel() + BLOCK - 1) // BLOCK, LANES, dtype=torch.int32)
 
 
 def pack(mask: Tensor, channels_last: bool) -> Tensor:  # bool, shape of x -> int32 [blocks, 16]

@@ -17,12 +17,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.ops import channels as ch
+from bdfast.ops.autograd import once_differentiable
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import DTYPE_CODE
 
@@ -87,7 +87,7 @@ class _ClippedRelu(torch.autograd.Function):
         return y  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_bound = BACKWARD(grad, ctx.saved_tensors[0], None, *ctx.options)
         return *wanted(grad_x, grad_bound, ctx.bound_shape, *ctx.options[1:3]), None, None, None, None
@@ -97,7 +97,9 @@ def wanted(
     grad_x: Tensor, grad_bound: Tensor, bound_shape: torch.Size, need_x: bool, need_bound: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """What autograd is to have of the two outputs of the raw backward."""
-    return grad_x if need_x else None, grad_bound.reshape(bound_shape) if need_bound else None
+    if grad_bound.shape != bound_shape and need_bound:
+        grad_bound = grad_bound.reshape(bound_shape)
+    return grad_x if need_x else None, grad_bound if need_bound else None
 
 
 # --- reference: the equations in plain PyTorch -----------------------------------------------------------------------

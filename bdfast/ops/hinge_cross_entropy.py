@@ -17,13 +17,13 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
+from bdfast.ops.autograd import once_differentiable
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import (
     DTYPE_CODE,
@@ -112,7 +112,7 @@ class _HingeCrossEntropy(torch.autograd.Function):
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad, ctx.ahead = ctx.ahead, None  # given away: a second backward of a retained graph makes its own
         if grad is None:

@@ -21,13 +21,13 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
+from bdfast.ops.autograd import once_differentiable
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, reduce_rows
 
@@ -88,7 +88,7 @@ class _KlDivergence(torch.autograd.Function):
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         reduction, backend = ctx.options
         wants_p, wants_q = ctx.needs_input_grad[:2]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp
+from bdfast.backends.devices import on_device_of, stream_of
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import patches
@@ -151,9 +152,8 @@ def _cpp(*arguments: Any) -> None:
 
 
 def _cuda(x_adv: Tensor, *arguments: Any) -> None:
-    with torch.cuda.device(x_adv.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        native().masked_pgd_step_cuda(*_addresses(x_adv, *arguments), stream)
+    with on_device_of(x_adv):
+        native().masked_pgd_step_cuda(*_addresses(x_adv, *arguments), stream_of(x_adv))
 
 
 def _fake(*_: Any) -> None:

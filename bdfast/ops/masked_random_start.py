@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp
+from bdfast.backends.devices import on_device_of, stream_of
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import patches
@@ -135,16 +136,15 @@ def _addresses(
 
 
 def _cpp(x: Tensor, ids: Tensor, *options: Any) -> Tensor:
-    x_adv, ids = torch.empty_like(x).copy_(x), ids.contiguous()
+    x_adv, ids = x.clone(), ids.contiguous()
     native().masked_random_start(*_addresses(x_adv, ids, *options))
     return x_adv
 
 
 def _cuda(x: Tensor, ids: Tensor, *options: Any) -> Tensor:
-    x_adv, ids = torch.empty_like(x).copy_(x), ids.contiguous()
-    with torch.cuda.device(x.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        native().masked_random_start_cuda(*_addresses(x_adv, ids, *options), stream)
+    x_adv, ids = x.clone(), ids.contiguous()
+    with on_device_of(x):
+        native().masked_random_start_cuda(*_addresses(x_adv, ids, *options), stream_of(x))
     return x_adv
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_cuda
+from bdfast.backends.devices import on_device_of, stream_of
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import patches
@@ -100,9 +101,8 @@ def _cuda(ids: Tensor, height: int, width: int, seed: int, round: int) -> Tensor
     ids = ids.contiguous()
     centers = ids.new_empty((len(ids), 2), dtype=torch.int32)
     key = stream_key(seed, NAME, round)
-    with torch.cuda.device(ids.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        native().patch_centers_cuda(ids.data_ptr(), len(ids), height, width, key, centers.data_ptr(), stream)
+    with on_device_of(ids):
+        native().patch_centers_cuda(ids.data_ptr(), len(ids), height, width, key, centers.data_ptr(), stream_of(ids))
     return centers
 
 

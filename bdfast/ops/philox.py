@@ -6,6 +6,8 @@ a function of a key and a counter, so that a value depends on what it is for, an
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from bdfast.runtime.determinism import stream_seed
@@ -35,6 +37,7 @@ def philox4x32(key: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Ten
     return c0, c1, c2, c3
 
 
+@functools.lru_cache(maxsize=1024)
 def stream_key(seed: int, purpose: str, round: int) -> int:
     """The key of one purpose's stream in one round; keys of others are unrelated."""
     return stream_seed(seed, f"{purpose}/{round}")

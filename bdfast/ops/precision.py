@@ -14,3 +14,9 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 def upcast(tensor: Tensor) -> Tensor:
     """``tensor`` in the precision that ops compute in."""
     return tensor.to(compute_dtype(tensor))
+
+
+def in_precision_of(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor`` in the precision that ops compute in on ``other``. Asks first: a call of ``to`` is a microsecond."""
+    dtype = compute_dtype(other)
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_cuda
+from bdfast.backends.devices import on_device_of, stream_of
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops.validation import check_number
@@ -205,13 +206,13 @@ def _cuda_dense(
 ) -> None:  # fmt: skip
     norms = norms.contiguous()
     state = None if distances is None else distances.contiguous()
-    with torch.cuda.device(weight.device):
+    with on_device_of(weight):
         # Partial sums of the blocks: scratch from torch's allocator, so that CUDA graphs can capture the call.
         doubles = native().projected_sgd_step_scratch([numel for *_, numel in layers])
         scratch = torch.empty(doubles, dtype=torch.float64, device=weight.device)
         native().projected_sgd_step_cuda(
             layers, lr, 0 if lr_tensor is None else lr_tensor.data_ptr(), momentum, distance_weight, norms.data_ptr(),
-            0 if state is None else state.data_ptr(), scratch.data_ptr(), torch.cuda.current_stream().cuda_stream,
+            0 if state is None else state.data_ptr(), scratch.data_ptr(), stream_of(weight),
         )  # fmt: skip
     if distances is not None and state is not None and state is not distances:
         distances.copy_(state)

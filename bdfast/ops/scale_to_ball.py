@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_cuda
+from bdfast.backends.devices import on_device_of, stream_of
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
@@ -103,8 +104,8 @@ def _cpp(_: Tensor, *arguments: Any) -> None:
 
 
 def _cuda(d: Tensor, *arguments: Any) -> None:
-    with torch.cuda.device(d.device):
-        native().scale_to_ball_cuda(*arguments, torch.cuda.current_stream().cuda_stream)
+    with on_device_of(d):
+        native().scale_to_ball_cuda(*arguments, stream_of(d))
 
 
 def _fake(*_: Any) -> None:

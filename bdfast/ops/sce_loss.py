@@ -19,13 +19,13 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
+from bdfast.ops.autograd import once_differentiable
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, label_logit, label_mask, reduce_rows
 from bdfast.ops.sce_margin import margin_of, other_classes
@@ -103,7 +103,7 @@ class _SceLoss(torch.autograd.Function):
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         return BACKWARD(grad_loss, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
 
@@ -118,7 +118,7 @@ class _ClampedSceLoss(torch.autograd.Function):
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad = CLAMPED_BACKWARD(grad_loss, *ctx.saved_tensors, *ctx.options)
         return grad.to(ctx.dtype), None, None, None, None, None, None, None

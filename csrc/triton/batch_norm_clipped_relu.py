@@ -16,6 +16,7 @@ from bdfast.ops import channels as ch
 from bdfast.triton_kernels import clipped_relu as plain
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.clipped_relu import BLOCK, BLOCKS, _clip, _elements, _store_bits
+from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import on_device_of
 
 
@@ -102,8 +103,9 @@ def forward(
         return y, bits, scale
     parameters = [x if p is None else p.contiguous() for p in (mean, var, weight, bias)]
     with on_device_of(x):
-        batch_norm_clipped_relu_fwd_kernel[(plain.programs(x.numel()),)](
-            x, *parameters, eps, x if bound is None else bound.contiguous(), limit, y, scale,
+        enqueue(
+            batch_norm_clipped_relu_fwd_kernel, plain.programs(x.numel()),
+            x, *parameters, float(eps), x if bound is None else bound.contiguous(), limit, y, scale,
             *plain.bit_planes(bits, x, need_x, need_bound), x.numel(), channels, ch.inner(x, channels_last),
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_BOUND=bound is not None,
             ONE_BOUND=bound is not None and bound.numel() == 1, PASS=need_x, CLIP=need_bound,

@@ -17,7 +17,8 @@ from bdfast.ops import channels as ch
 from bdfast.triton_kernels import clipped_relu as plain
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.clipped_relu import PARTS, Launch
-from bdfast.triton_kernels.rows import on_device_of
+from bdfast.triton_kernels.launch import enqueue
+from bdfast.triton_kernels.rows import cdiv, on_device_of
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
@@ -151,14 +152,16 @@ def forward(
     partials = x.new_empty((2, channels, launch.parts), dtype=torch.float64)
     distances = x.new_empty(channels, dtype=torch.float64)
     with on_device_of(x):
-        batch_norm_stat_distance_fwd_kernel[(triton.cdiv(channels, launch.block_c) * launch.parts,)](
+        enqueue(
+            batch_norm_stat_distance_fwd_kernel, cdiv(channels, launch.block_c) * launch.parts,
             x, mean, partials, numel // channels, channels, inner, launch.parts,
             BLOCK_M=launch.block_m, BLOCK_C=launch.block_c, num_warps=launch.num_warps,
         )  # fmt: skip
-        batch_norm_stat_distance_stats_kernel[(channels,)](
-            partials, mean, var, stats, distances, numel // channels, channels, launch.parts, BLOCK=PARTS, num_warps=4
-        )
-        plain.clipped_relu_sum_kernel[(1,)](distances, distance, channels, BLOCK=PARTS, num_warps=4)
+        enqueue(
+            batch_norm_stat_distance_stats_kernel, channels,
+            partials, mean, var, stats, distances, numel // channels, channels, launch.parts, BLOCK=PARTS, num_warps=4,
+        )  # fmt: skip
+        enqueue(plain.clipped_relu_sum_kernel, 1, distances, distance, channels, BLOCK=PARTS, num_warps=4)
     return distance, stats
 
 
@@ -178,7 +181,8 @@ def backward(
     numel, channels, inner = ch.layout(x, channels_last, x.shape[1])
     launch = Launch.choose(numel, channels, inner)
     with on_device_of(x):
-        batch_norm_stat_distance_bwd_kernel[(triton.cdiv(channels, launch.block_c) * launch.parts,)](
+        enqueue(
+            batch_norm_stat_distance_bwd_kernel, cdiv(channels, launch.block_c) * launch.parts,
             x, mean, var, stats, grad.float(), grad_x, numel // channels, channels, inner, launch.parts,
             BLOCK_M=launch.block_m, BLOCK_C=launch.block_c, num_warps=launch.num_warps,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.row_sum import store_sum
 from bdfast.triton_kernels.rows import (
     DTYPES_AND_CLASSES,
@@ -134,10 +135,11 @@ def forward(
     launch = Launch.choose(c, z.stride(0))
     programs = row_sum.programs_for(n, launch.block_n)
     loss = z.new_empty((), dtype=torch.float32)
-    stats = z.new_empty((n, 2), dtype=torch.float32)
+    stats = z.new_empty(n, 2, dtype=torch.float32)
     partials = z.new_empty(programs, dtype=torch.float64) if programs > 1 else stats
     with on_device_of(z):
-        bounded_ascent_cross_entropy_fwd_kernel[(programs,)](
+        enqueue(
+            bounded_ascent_cross_entropy_fwd_kernel, programs,
             z, y, loss, stats, partials, n, c, z.stride(0), *_options(n, num_descend, mu, tau),
             ONE_PROGRAM=programs == 1, **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
@@ -158,12 +160,13 @@ def backward(
     """Gradient of the logits: ``[N, C]``, contiguous, in their dtype."""
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
-    grad = z.new_empty((n, c))
+    grad = z.new_empty(n, c)
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))
     with on_device_of(z):
-        bounded_ascent_cross_entropy_bwd_kernel[(launch.tiles_of(n),)](
+        enqueue(
+            bounded_ascent_cross_entropy_bwd_kernel, launch.tiles_of(n),
             grad_loss, z, y, stats.contiguous(), grad, n, c, z.stride(0), *_options(n, num_descend, mu, tau),
             **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip

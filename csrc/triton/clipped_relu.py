@@ -8,6 +8,7 @@ reruns are bit-identical on every GPU.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.rows import on_device_of
+from bdfast.triton_kernels.launch import enqueue
+from bdfast.triton_kernels.rows import cdiv, on_device_of
 
 LANES, BITS, BLOCK = tl.constexpr(ch.LANES), tl.constexpr(ch.BITS), tl.constexpr(ch.BLOCK)
 
@@ -43,12 +45,13 @@ class Launch:
     num_warps: int = 4
 
     @classmethod
+    @functools.lru_cache(maxsize=1024)
     def choose(cls, numel: int, channels: int, inner: int) -> Launch:
         """Tiles of 2048 elements along what is next to each other in memory, and some 4096 programs in all."""
         block_c = min(64, triton.next_power_of_2(channels)) if inner == 1 else 1
         block_m = 2048 // block_c
-        tiles = triton.cdiv(numel // channels, block_m)
-        return cls(block_m, block_c, max(1, min(tiles, PARTS, 4096 // triton.cdiv(channels, block_c))))
+        tiles = cdiv(numel // channels, block_m)
+        return cls(block_m, block_c, max(1, min(tiles, PARTS, 4096 // cdiv(channels, block_c))))
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -212,7 +215,8 @@ def forward(
         return y, bits
     numel, channels, inner = ch.layout(x, channels_last, 1 if bound is None else bound.numel())
     with on_device_of(x):
-        clipped_relu_fwd_kernel[(programs(numel),)](
+        enqueue(
+            clipped_relu_fwd_kernel, programs(numel),
             x, x if bound is None else bound.contiguous(), limit, y, *bit_planes(bits, x, need_x, need_bound),
             numel, channels, inner,
             HAS_BOUND=bound is not None, PASS=need_x, CLIP=need_bound, BLOCKS=BLOCKS, num_warps=4,
@@ -239,22 +243,24 @@ def backward(
     partials = g.new_empty((channels, launch.parts) if need_bound else (0,), dtype=torch.float64)
     grad_bound = g.new_empty(bounds if need_bound else 0, dtype=torch.float32)
     with on_device_of(g):
-        clipped_relu_bwd_kernel[(triton.cdiv(channels, launch.block_c) * launch.parts,)](
+        enqueue(
+            clipped_relu_bwd_kernel, cdiv(channels, launch.block_c) * launch.parts,
             g, *bit_planes(bits, g, need_x, need_bound), g if scale is None else scale, grad_x, partials,
             numel // channels, channels, inner, launch.parts,
             HAS_SCALE=scale is not None, PASS=need_x, CLIP=need_bound,
             BLOCK_M=launch.block_m, BLOCK_C=launch.block_c, num_warps=launch.num_warps,
         )  # fmt: skip
         if need_bound:
-            clipped_relu_sum_kernel[(bounds,)](
-                partials, grad_bound, partials.numel() // bounds, BLOCK=PARTS, num_warps=4
-            )
+            enqueue(
+                clipped_relu_sum_kernel, bounds,
+                partials, grad_bound, partials.numel() // bounds, BLOCK=PARTS, num_warps=4,
+            )  # fmt: skip
     return grad_x, grad_bound
 
 
 def programs(numel: int) -> int:
     """Programs of a forward."""
-    return int(triton.cdiv(numel, BLOCKS * ch.BLOCK))
+    return cdiv(numel, BLOCKS * ch.BLOCK)
 
 
 def bit_planes(bits: Tensor, unused: Tensor, need_x: bool, need_bound: bool) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.row_sum import reduced
 from bdfast.triton_kernels.rows import (
     DTYPES_AND_CLASSES,
@@ -180,18 +181,20 @@ def forward(
     reduce = reduction != "none"
     options = {"MEAN": reduction == "mean", "BATCH_HINGE": hinge == "batch"}
     loss = z.new_empty(() if reduce else (n,), dtype=torch.float32)
-    stats = z.new_empty((n, 2), dtype=torch.float32)
+    stats = z.new_empty(n, 2, dtype=torch.float32)
     two_launches = reduce and programs > 1
     partials = z.new_empty(programs, dtype=torch.float64) if two_launches else stats
     with on_device_of(z):
-        hinge_cross_entropy_fwd_kernel[(programs,)](
-            z, y, loss, stats, partials, n, c, z.stride(0), margin,
+        enqueue(
+            hinge_cross_entropy_fwd_kernel, programs,
+            z, y, loss, stats, partials, n, c, z.stride(0), float(margin),
             REDUCE=reduce, ONE_PROGRAM=programs == 1, **options, **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
         if two_launches:
-            hinge_cross_entropy_sum_kernel[(1,)](
-                partials, loss, programs, n, margin, **options, BLOCK=row_sum.MAX_PROGRAMS, num_warps=4
-            )
+            enqueue(
+                hinge_cross_entropy_sum_kernel, 1,
+                partials, loss, programs, n, float(margin), **options, BLOCK=row_sum.MAX_PROGRAMS, num_warps=4,
+            )  # fmt: skip
     return loss, stats
 
 
@@ -208,14 +211,15 @@ def backward(
     """Gradient of the logits: ``[N, C]``, contiguous, in their dtype."""
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
-    grad = z.new_empty((n, c))
+    grad = z.new_empty(n, c)
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))
     with on_device_of(z):
-        hinge_cross_entropy_bwd_kernel[(launch.tiles_of(n),)](
+        enqueue(
+            hinge_cross_entropy_bwd_kernel, launch.tiles_of(n),
             grad_loss, z, y, stats.contiguous(), loss, grad,
-            n, c, z.stride(0), grad_loss.stride(0) if reduction == "none" else 0, margin,
+            n, c, z.stride(0), grad_loss.stride(0) if reduction == "none" else 0, float(margin),
             MEAN=reduction == "mean", BATCH_HINGE=hinge == "batch", **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
     return grad

@@ -14,6 +14,7 @@ from torch import Tensor
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.row_sum import store_sum
 from bdfast.triton_kernels.rows import DTYPES_AND_CLASSES, Launch, on_device_of, own_tile, row_stats, row_variant
 
@@ -172,11 +173,12 @@ def forward(
     programs = row_sum.programs_for(n, launch.block_n)
     reduce = reduction != "none"
     loss = p.new_empty(() if reduce else (n,), dtype=torch.float32)
-    stats = p.new_empty((n if keep_stats else 0, 5), dtype=torch.float32)
+    stats = p.new_empty(n if keep_stats else 0, 5, dtype=torch.float32)
     two_launches = reduce and programs > 1
     partials = p.new_empty(programs, dtype=torch.float64) if two_launches else stats
     with on_device_of(p):
-        kl_divergence_fwd_kernel[(programs,)](
+        enqueue(
+            kl_divergence_fwd_kernel, programs,
             p, q, loss, stats, partials, n, c, p.stride(0), q.stride(0), KEEP_STATS=keep_stats,
             REDUCE=reduce, MEAN=reduction == "mean", ONE_PROGRAM=programs == 1,
             **launch.constants(), num_warps=launch.num_warps,
@@ -198,12 +200,13 @@ def backward(
     """Gradients of both, ``[N, C]``, contiguous, in their dtype; ``[0, C]`` for one that is not wanted."""
     p, q = classes_contiguous(logits_p), classes_contiguous(logits_q)
     n, c = p.shape
-    grad_p, grad_q = p.new_empty((n if wants_p else 0, c)), p.new_empty((n if wants_q else 0, c))
+    grad_p, grad_q = p.new_empty(n if wants_p else 0, c), p.new_empty(n if wants_q else 0, c)
     if n == 0:
         return grad_p, grad_q
     launch = _launch(p, q)
     with on_device_of(p):
-        kl_divergence_bwd_kernel[(launch.tiles_of(n),)](
+        enqueue(
+            kl_divergence_bwd_kernel, launch.tiles_of(n),
             grad_loss, p, q, stats.contiguous(), grad_p, grad_q, n, c, p.stride(0), q.stride(0),
             grad_loss.stride(0) if reduction == "none" else 0, WANTS_P=wants_p, WANTS_Q=wants_q,
             MEAN=reduction == "mean", **launch.constants(), num_warps=launch.num_warps,

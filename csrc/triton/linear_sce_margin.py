@@ -14,7 +14,8 @@ from torch import Tensor
 from bdfast.backends.availability import triton_interpreted
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.rows import on_device_of
+from bdfast.triton_kernels.launch import enqueue
+from bdfast.triton_kernels.rows import cdiv, on_device_of
 from bdfast.triton_kernels.sce_margin import margin_of, update_other_classes
 
 BLOCK_N, BLOCK_C, BLOCK_D = 64, 64, 32
@@ -92,10 +93,11 @@ def forward(
     if n == 0:
         return margin
     with on_device_of(f):
-        linear_sce_margin_kernel[(triton.cdiv(n, BLOCK_N),)](
+        enqueue(
+            linear_sce_margin_kernel, cdiv(n, BLOCK_N),
             f, w, b, y, margin, n, c, d, f.stride(0), w.stride(0),
             HAS_BIAS=bias is not None, UPCAST=triton_interpreted(),
-            TILES_C=triton.cdiv(c, BLOCK_C), TILES_D=triton.cdiv(d, BLOCK_D),
+            TILES_C=cdiv(c, BLOCK_C), TILES_D=cdiv(d, BLOCK_D),
             BLOCK_N=BLOCK_N, BLOCK_C=BLOCK_C, BLOCK_D=BLOCK_D, num_warps=NUM_WARPS,
         )  # fmt: skip
     return margin
@@ -108,7 +110,7 @@ def _aot_variant(dtype: str, classes: int, width: int, has_bias: bool) -> AotVar
     }  # fmt: skip
     constants = {
         "HAS_BIAS": has_bias, "UPCAST": False,
-        "TILES_C": triton.cdiv(classes, BLOCK_C), "TILES_D": triton.cdiv(width, BLOCK_D),
+        "TILES_C": cdiv(classes, BLOCK_C), "TILES_D": cdiv(width, BLOCK_D),
         "BLOCK_N": BLOCK_N, "BLOCK_C": BLOCK_C, "BLOCK_D": BLOCK_D,
     }  # fmt: skip
     aligned = (*(name for name, kind in types.items() if kind.startswith("*")), "D", "stride_f", "stride_w")

@@ -10,6 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.launch import enqueue
+from bdfast.triton_kernels.rows import cdiv
 
 MAX_PROGRAMS = 1024  # of a forward that sums; also the tile in which one program adds their partial sums
 
@@ -53,7 +55,7 @@ def row_sum_kernel(
 
 def programs_for(rows: int, block_n: int) -> int:
     """Programs of a forward whose programs take ``block_n`` rows at a time."""
-    return max(1, min(triton.cdiv(rows, block_n), MAX_PROGRAMS))
+    return max(1, min(cdiv(rows, block_n), MAX_PROGRAMS))
 
 
 def finish(
@@ -64,7 +66,7 @@ def finish(
     mean: bool,
 ) -> None:
     """Add what the programs left; on the current device."""
-    row_sum_kernel[(1,)](partials, loss, programs, rows, MEAN=mean, BLOCK=MAX_PROGRAMS, num_warps=4)
+    enqueue(row_sum_kernel, 1, partials, loss, programs, rows, MEAN=mean, BLOCK=MAX_PROGRAMS, num_warps=4)
 
 
 AOT_VARIANTS = [

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from bdfast.backends.devices import on_device_of as on_device_of
 from bdfast.triton_kernels.aot import AotVariant
 
 
@@ -35,6 +34,7 @@ class Launch:
     num_warps: int
 
     @classmethod
+    @functools.lru_cache(maxsize=1024)  # a choice takes longer than the kernel that it is for
     def choose(cls, classes: int, row_stride: int) -> Launch:
         """Narrow rows share a program, so that D3's 256 x 10 is one program and one launch; wide ones spread over many.
 
@@ -44,12 +44,12 @@ class Launch:
         block_c = min(triton.next_power_of_2(classes), 4096)
         elements = 4096 if block_c <= 32 else max(1024, block_c)
         num_warps = 16 if block_c <= 32 else 4 if elements <= 2048 else 8
-        tiles = triton.cdiv(classes, block_c)
+        tiles = cdiv(classes, block_c)
         return cls(elements // block_c, block_c, tiles, math.gcd(classes, row_stride, 16), num_warps)
 
     def tiles_of(self, rows: int) -> int:
         """Programs, where each owns one tile."""
-        return triton.cdiv(rows, self.block_n) * self.tiles
+        return cdiv(rows, self.block_n) * self.tiles
 
     def constants(self) -> dict[str, int]:
         """The arguments of both row kernels that depend on the launch."""
@@ -129,6 +129,6 @@ def row_variant(kernel: Any, types: dict[str, str], constants: dict[str, int | b
     return AotVariant.of(kernel, types, {**constants, **launch.constants()}, launch.num_warps)
 
 
-def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the current device: make it the tensor's. In the interpreter there is none."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+def cdiv(a: int, b: int) -> int:
+    """The quotient, rounded up. Triton's own is made for kernels, and takes microseconds outside of one."""
+    return -(-a // b)

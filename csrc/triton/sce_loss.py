@@ -15,6 +15,7 @@ from torch import Tensor
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.row_sum import store_sum
 from bdfast.triton_kernels.rows import (
     DTYPES_AND_CLASSES,
@@ -162,11 +163,12 @@ def forward(
     reduce = reduction != "none"
     mean = reduction == "mean"
     loss = z.new_empty(() if reduce else (n,), dtype=torch.float32)
-    stats = z.new_empty((n, 2), dtype=torch.float32)
+    stats = z.new_empty(n, 2, dtype=torch.float32)
     two_launches = reduce and programs > 1
     partials = z.new_empty(programs, dtype=torch.float64) if two_launches else stats
     with on_device_of(z):
-        sce_loss_fwd_kernel[(programs,)](
+        enqueue(
+            sce_loss_fwd_kernel, programs,
             z, y, loss, stats, partials, n, c, z.stride(0), float(alpha), float(reverse),
             REDUCE=reduce, MEAN=mean, ONE_PROGRAM=programs == 1, **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
@@ -187,12 +189,13 @@ def backward(
     """Gradient of the logits: ``[N, C]``, contiguous, in their dtype."""
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
-    grad = z.new_empty((n, c))
+    grad = z.new_empty(n, c)
     if n == 0:
         return grad
     launch = Launch.choose(c, z.stride(0))
     with on_device_of(z):
-        sce_loss_bwd_kernel[(launch.tiles_of(n),)](
+        enqueue(
+            sce_loss_bwd_kernel, launch.tiles_of(n),
             grad_loss, z, y, stats.contiguous(), grad,
             n, c, z.stride(0), grad_loss.stride(0) if reduction == "none" else 0, float(alpha), float(reverse),
             MEAN=reduction == "mean", **launch.constants(), num_warps=launch.num_warps,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.rows import Launch, label_logit, on_device_of, row_variant
+from bdfast.triton_kernels.launch import enqueue
+from bdfast.triton_kernels.rows import Launch, cdiv, label_logit, on_device_of, row_variant
 
 
 @triton.jit
@@ -94,9 +95,10 @@ def forward(
         return margin
     launch = Launch.choose(c, z.stride(0))
     with on_device_of(z):
-        sce_margin_kernel[(triton.cdiv(n, launch.block_n),)](
-            z, y, margin, n, c, z.stride(0), **launch.constants(), num_warps=launch.num_warps
-        )
+        enqueue(
+            sce_margin_kernel, cdiv(n, launch.block_n),
+            z, y, margin, n, c, z.stride(0), **launch.constants(), num_warps=launch.num_warps,
+        )  # fmt: skip
     return margin
 
 

@@ -24,7 +24,9 @@ import bdfast.triton_kernels
 
 CAPABILITY = 90
 MODULES = [
-    module.name for module in pkgutil.iter_modules(bdfast.triton_kernels.__path__) if module.name not in ("aot", "rows")
+    module.name
+    for module in pkgutil.iter_modules(bdfast.triton_kernels.__path__)
+    if module.name not in ("aot", "channels", "rows")
 ]
 
 COMPILE = """

@@ -72,8 +72,19 @@ def smallest_per_class(
     most = min(k, max(1, scores.shape[0]))
     if num_classes * most > 4 * scores.shape[0] + 2**20:  # a padded result that is mostly padding
         most = min(most, _largest_class(labels, num_classes))
-    indices, _ = SELECT(scores.detach(), labels, most, num_classes, wish)
-    return cast(Tensor, indices[indices >= 0])
+    indices, counts = SELECT(scores.detach(), labels, most, num_classes, wish)
+    return _compacted(indices, counts.cpu())  # the sync: a copy, no launch
+
+
+def _compacted(
+    indices: Tensor,  # [C, k], padded with -1
+    counts: Tensor,  # [C], on the CPU
+) -> Tensor:
+    """What is selected. Classes that are all full, the usual case, need no launch; others no second sync."""
+    flat, selected = indices.view(-1), int(counts.sum())
+    if selected == len(flat):
+        return flat
+    return flat[torch.nonzero_static(flat >= 0, size=selected)[:, 0]]
 
 
 def _largest_class(labels: Tensor, num_classes: int) -> int:
@@ -131,7 +142,7 @@ def _cuda(scores: Tensor, labels: Tensor, k: int, num_classes: int) -> tuple[Ten
     indices, counts = _results(s, k, num_classes)
     with torch.cuda.device(s.device):
         keys = s.new_empty(len(s), dtype=torch.int64)
-        counters = s.new_zeros(3 * num_classes, dtype=torch.int32)
+        counters = s.new_zeros(3 * num_classes + 1, dtype=torch.int32)
         native().smallest_per_class_cuda(
             s.data_ptr(), y.data_ptr(), len(s), k, num_classes, keys.data_ptr(), counters.data_ptr(),
             indices.data_ptr(), counts.data_ptr(), torch.cuda.current_stream().cuda_stream,

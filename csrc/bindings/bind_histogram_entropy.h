@@ -16,10 +16,9 @@ int64_t histogram_entropy(uintptr_t x, int dtype, int64_t rows, int64_t columns,
 }
 
 #ifdef BDFAST_WITH_CUDA
-void histogram_entropy_on_gpu(uintptr_t x, int64_t rows, int64_t columns, uintptr_t terms, double step, bool strict,
-                              uintptr_t parts, uintptr_t entropy, uintptr_t stream) {
-  const HistogramEntropyArgs args{pointer<const void>(x),      DType::float32, rows,  columns,
-                                  pointer<const float>(terms), step,           strict};
+void histogram_entropy_on_gpu(uintptr_t x, int64_t rows, int64_t columns, double step, bool strict, uintptr_t parts,
+                              uintptr_t entropy, uintptr_t stream) {
+  const HistogramEntropyArgs args{pointer<const void>(x), DType::float32, rows, columns, nullptr, step, strict};
   histogram_entropy_cuda(args, pointer<float>(parts), pointer<float>(entropy), pointer<void>(stream));
 }
 #endif

@@ -19,9 +19,10 @@ void smallest_per_class_on_gpu(uintptr_t scores, uintptr_t labels, int64_t count
                                uintptr_t keys, uintptr_t counters, uintptr_t indices, uintptr_t counts,
                                uintptr_t stream) {
   auto* sizes = pointer<unsigned>(counters);
-  smallest_per_class_cuda({pointer<const float>(scores), pointer<const int64_t>(labels), count, k, classes},
-                          {pointer<uint64_t>(keys), sizes, sizes + classes, sizes + 2 * classes},
-                          pointer<int64_t>(indices), pointer<int64_t>(counts), pointer<void>(stream));
+  smallest_per_class_cuda(
+      {pointer<const float>(scores), pointer<const int64_t>(labels), count, k, classes},
+      {pointer<uint64_t>(keys), sizes, sizes + classes, sizes + classes + 1, sizes + 2 * classes + 1},
+      pointer<int64_t>(indices), pointer<int64_t>(counts), pointer<void>(stream));
 }
 #endif
 

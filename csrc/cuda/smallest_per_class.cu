@@ -1,7 +1,7 @@
 // smallest_per_class on the GPU: keys are dealt out to their classes, then a block selects within each class.
 //
 //   count     how many selectable samples each class has                                          12 bytes a sample
-//   place     where each class begins; how many of it will be selected
+//             its last block: where each class begins; how many of it will be selected
 //   deal      the key of each sample to its class, in any order                                   20 bytes a sample
 //   select    the k-th smallest key of a class by radix select, 8 bits a pass; the keys up to it, sorted
 //
@@ -19,7 +19,6 @@ namespace {
 
 constexpr const char* kOp = "smallest_per_class";
 constexpr int kThreads = 256;
-constexpr int kPlaceThreads = 1024;
 constexpr int64_t kTile = 4096;           // samples of a block while counting and dealing
 constexpr int64_t kSharedClasses = 1024;  // up to here a block counts in shared memory, and few classes do not collide
 
@@ -53,53 +52,60 @@ __device__ __forceinline__ void clear(unsigned* counters, int64_t size) {
   __syncthreads();
 }
 
-// Computes the number of selectable samples of each class.
-// A block owns kTile samples.
-// Reads scores and labels; adds to `sizes`, once a class and block where the classes fit shared memory.
-// Accumulates integers: any order gives the same.
-__global__ void __launch_bounds__(kThreads) count_kernel(const Work work) {
-  __shared__ unsigned local[kSharedClasses];
-  const SmallestPerClassArgs& a = work.args;
-  const bool shared = a.classes <= kSharedClasses;
-  if (shared) clear(local, a.classes);
-  unsigned* sizes = shared ? local : work.scratch.sizes;
-  for_each_sample(a, [&](int64_t, int64_t label) { atomicAdd(sizes + label, 1u); });
-  if (!shared) return;
-  __syncthreads();
-  for (int64_t c = threadIdx.x; c < a.classes; c += kThreads) {
-    if (local[c] != 0) atomicAdd(work.scratch.sizes + c, local[c]);
-  }
-}
-
-// Computes the exclusive sums of `sizes`: where the keys of a class start, and where its next one goes.
-// A single block owns all classes; a thread owns a run of them.
-// Reads 4 bytes a class; writes 16.
-// Accumulates integers.
-__global__ void __launch_bounds__(kPlaceThreads) place_kernel(const Work work) {
-  __shared__ unsigned sums[2][kPlaceThreads];
+// The exclusive sums of `sizes`: where the keys of a class start, and where its next one goes. A thread owns a run of
+// classes.
+__device__ __forceinline__ void place(const Work& work) {
+  __shared__ unsigned sums[2][kThreads];
   const SmallestPerClassArgs& a = work.args;
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t run = (a.classes + kPlaceThreads - 1) / kPlaceThreads;
+  const int64_t run = (a.classes + kThreads - 1) / kThreads;
   const int64_t begin = thread * run;
   const int64_t end = begin + run < a.classes ? begin + run : a.classes;
   unsigned sum = 0;
-  for (int64_t c = begin; c < end; ++c) sum += work.scratch.sizes[c];
+  for (int64_t c = begin; c < end; ++c) sum += __ldcg(work.scratch.sizes + c);
   int from = 0;
   sums[from][thread] = sum;
   __syncthreads();
-  for (int reach = 1; reach < kPlaceThreads; reach *= 2) {
+  for (int reach = 1; reach < kThreads; reach *= 2) {
     sums[1 - from][thread] = sums[from][thread] + (thread >= reach ? sums[from][thread - reach] : 0u);
     from = 1 - from;
     __syncthreads();
   }
   unsigned start = sums[from][thread] - sum;
   for (int64_t c = begin; c < end; ++c) {
-    const unsigned size = work.scratch.sizes[c];
+    const unsigned size = __ldcg(work.scratch.sizes + c);
     work.scratch.starts[c] = start;
     work.scratch.next[c] = start;
     work.counts[c] = size < a.k ? size : a.k;
     start += size;
   }
+}
+
+// Computes the number of selectable samples of each class, and where the keys of each class go.
+// A block owns kTile samples; the last one to be done, all classes.
+// Reads scores and labels; adds to `sizes`, once a class and block where the classes fit shared memory.
+// Accumulates integers: any order gives the same.
+__global__ void __launch_bounds__(kThreads) count_kernel(const Work work, unsigned blocks) {
+  __shared__ unsigned local[kSharedClasses];
+  __shared__ bool is_last;
+  const SmallestPerClassArgs& a = work.args;
+  const bool shared = a.classes <= kSharedClasses;
+  if (shared) clear(local, a.classes);
+  unsigned* sizes = shared ? local : work.scratch.sizes;
+  for_each_sample(a, [&](int64_t, int64_t label) { atomicAdd(sizes + label, 1u); });
+  if (shared) {
+    __syncthreads();
+    for (int64_t c = threadIdx.x; c < a.classes; c += kThreads) {
+      if (local[c] != 0) atomicAdd(work.scratch.sizes + c, local[c]);
+    }
+  }
+  __threadfence();  // this thread's counts are there before its block takes a ticket
+  __syncthreads();
+  if (threadIdx.x == 0) is_last = atomicAdd(work.scratch.done, 1u) == blocks - 1;
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  place(work);
 }
 
 // Computes the key of every selectable sample, among those of its class.
@@ -218,17 +224,11 @@ void smallest_per_class_cuda(const SmallestPerClassArgs& args, const SmallestPer
                              int64_t* counts, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   const Work work = {args, scratch, indices, counts};
-  const int tiles = static_cast<int>((args.count + kTile - 1) / kTile);
-  if (tiles > 0) {
-    BDFAST_LAUNCH(count_kernel, tiles, kThreads, queue, work);
-    check_cuda(cudaGetLastError(), kOp, "count_kernel");
-  }
-  BDFAST_LAUNCH(place_kernel, 1, kPlaceThreads, queue, work);
-  check_cuda(cudaGetLastError(), kOp, "place_kernel");
-  if (tiles > 0) {
-    BDFAST_LAUNCH(deal_kernel, tiles, kThreads, queue, work);
-    check_cuda(cudaGetLastError(), kOp, "deal_kernel");
-  }
+  const int tiles = args.count > 0 ? static_cast<int>((args.count + kTile - 1) / kTile) : 1;
+  BDFAST_LAUNCH(count_kernel, tiles, kThreads, queue, work, static_cast<unsigned>(tiles));
+  check_cuda(cudaGetLastError(), kOp, "count_kernel");
+  BDFAST_LAUNCH(deal_kernel, tiles, kThreads, queue, work);
+  check_cuda(cudaGetLastError(), kOp, "deal_kernel");
   BDFAST_LAUNCH(select_kernel, static_cast<int>(args.classes), kThreads, queue, work);
   check_cuda(cudaGetLastError(), kOp, "select_kernel");
 }

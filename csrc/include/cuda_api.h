@@ -25,6 +25,7 @@ void projected_sgd_step_cuda(const ProjectedSgdSegment* segments, int64_t count,
 struct SmallestPerClassScratch {
   uint64_t* keys;    // [N]
   unsigned* sizes;   // [C], zeros
+  unsigned* done;    // one, zero
   unsigned* starts;  // [C]
   unsigned* next;    // [C]
 };
@@ -42,9 +43,10 @@ void masked_random_start_cuda(const MaskedRandomStartArgs& args, void* stream);
 void scale_to_ball_cuda(const ScaleToBallArgs& args, void* stream);
 
 // Most parts of x whose range is looked for apart.
-constexpr int64_t kHistogramEntropyParts = 1024;
+constexpr int64_t kHistogramEntropyParts = 256;
 
-// Queues the op on `stream`, a cudaStream_t of the current device; x is float32, `parts` scratch for three floats a part.
+// Queues the op on `stream`, a cudaStream_t of the current device; x is float32, `parts` scratch for three floats a part,
+// and `terms` is not read.
 // Entropies are NaN where the CPU kernel returns something else than a number of bins up to kMostBins.
 // Throws std::runtime_error where a launch fails.
 void histogram_entropy_cuda(const HistogramEntropyArgs& args, float* parts, float* entropy, void* stream);

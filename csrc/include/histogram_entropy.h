@@ -13,7 +13,7 @@ struct HistogramEntropyArgs {
   DType dtype;
   int64_t rows;
   int64_t columns;
-  const float* terms;  // [columns + 1]: what a bin with that many elements of a row adds to its entropy
+  const float* terms;  // [columns + 1]: what a bin with that many elements of a row adds to its entropy, on the CPU
   double step;         // width of a bin
   bool strict;         // what lies on an edge is in no bin; otherwise bins are [edge, next edge), the last one closed
 };

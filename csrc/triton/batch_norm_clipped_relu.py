@@ -15,7 +15,8 @@ from torch import Tensor
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels import clipped_relu as plain
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.clipped_relu import BLOCK, BLOCKS, _clip, _elements, _store_bits
+from bdfast.triton_kernels.channels import BLOCK, grain, memory_tile, store_bits
+from bdfast.triton_kernels.clipped_relu import BLOCKS, _clip
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import on_device_of
 
@@ -43,6 +44,8 @@ def batch_norm_clipped_relu_fwd_kernel(
     ONE_BOUND: tl.constexpr,
     PASS: tl.constexpr,
     CLIP: tl.constexpr,
+    GRAIN: tl.constexpr,
+    LAST: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -51,7 +54,7 @@ def batch_norm_clipped_relu_fwd_kernel(
     # Reads x, writes y; one bit an element and gradient more.
     # Accumulates nothing; arithmetic in float32.
     block = tl.program_id(0).to(tl.int64) * BLOCKS
-    o_x, m_x, b_c = _elements(block, numel, channels, inner, BLOCKS)
+    o_x, m_x, b_c = memory_tile(block, numel, channels, inner, GRAIN, LAST, BLOCKS)
     b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_scale = tl.rsqrt(tl.load(p_var + b_c) + eps)
     if HAS_WEIGHT:
@@ -64,21 +67,23 @@ def batch_norm_clipped_relu_fwd_kernel(
         if ONE_BOUND:
             b_z = tl.zeros_like(b_t) + tl.load(p_bound)
         else:
-            b_z = tl.load(p_bound + b_c)
+            b_z = tl.zeros_like(b_t) + tl.load(p_bound + b_c)
     b_y, m_pass, m_clip = _clip(b_t, b_z)
     tl.store(p_y + o_x, b_y.to(p_y.dtype.element_ty), mask=m_x)
     blocks = tl.cdiv(numel, BLOCK)
     if PASS:
-        _store_bits(p_pass, m_pass & m_x, block, blocks, BLOCKS)
+        store_bits(p_pass, m_pass & m_x, block, blocks, BLOCKS)
     if CLIP:
-        _store_bits(p_clip, m_clip & m_x, block, blocks, BLOCKS)
+        store_bits(p_clip, m_clip & m_x, block, blocks, BLOCKS)
 
-    o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
-    b_factor = tl.rsqrt(tl.load(p_var + o_c, mask=m_c, other=1.0) + eps)
-    if HAS_WEIGHT:
-        b_factor = b_factor * tl.load(p_weight + o_c, mask=m_c, other=0.0)
-    tl.store(p_scale + o_c, b_factor, mask=m_c)
+    first_c = tl.program_id(0) * BLOCK_C
+    if first_c < channels:
+        o_c = first_c + tl.arange(0, BLOCK_C)
+        m_c = o_c < channels
+        b_factor = tl.rsqrt(tl.load(p_var + o_c, mask=m_c, other=1.0) + eps)
+        if HAS_WEIGHT:
+            b_factor = b_factor * tl.load(p_weight + o_c, mask=m_c, other=0.0)
+        tl.store(p_scale + o_c, b_factor, mask=m_c)
 
 
 def forward(
@@ -97,7 +102,7 @@ def forward(
     channels_last = ch.is_channels_last(x)
     x = ch.dense(x, channels_last)
     y, bits = ch.empty_dense(x, channels_last), ch.empty_bits(x, need_x + need_bound)
-    channels = len(mean)
+    channels, inner = len(mean), ch.inner(x, channels_last)
     scale = torch.zeros(channels, device=x.device) if x.numel() == 0 else torch.empty(channels, device=x.device)
     if x.numel() == 0:
         return y, bits, scale
@@ -105,11 +110,11 @@ def forward(
     with on_device_of(x):
         enqueue(
             batch_norm_clipped_relu_fwd_kernel, plain.programs(x.numel()),
-            x, *parameters, float(eps), x if bound is None else bound.contiguous(), limit, y, scale,
-            *plain.bit_planes(bits, x, need_x, need_bound), x.numel(), channels, ch.inner(x, channels_last),
+            x, *parameters, eps, x if bound is None else bound.contiguous(), limit, y, scale,
+            *plain.bit_planes(bits, x, need_x, need_bound), x.numel(), channels, inner,
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_BOUND=bound is not None,
             ONE_BOUND=bound is not None and bound.numel() == 1, PASS=need_x, CLIP=need_bound,
-            BLOCKS=BLOCKS, BLOCK_C=BLOCKS * ch.BLOCK, num_warps=4,
+            GRAIN=grain(channels, inner), LAST=inner == 1, BLOCKS=BLOCKS, BLOCK_C=BLOCKS * ch.BLOCK, num_warps=4,
         )  # fmt: skip
     return y, bits, scale
 
@@ -117,7 +122,7 @@ def forward(
 # --- ahead of time ---------------------------------------------------------------------------------------------------
 
 
-def _variant(dtype: str, needs: bool, **ones: int) -> AotVariant:
+def _variant(dtype: str, needs: bool, inner: int = 1024) -> AotVariant:
     types = {
         "p_x": f"*{dtype}", "p_mean": "*fp32", "p_var": "*fp32", "p_weight": "*fp32", "p_bias": "*fp32", "eps": "fp32",
         "p_bound": "*fp32", "limit": "fp32", "p_y": f"*{dtype}", "p_scale": "*fp32", "p_pass": "*i32",
@@ -125,12 +130,12 @@ def _variant(dtype: str, needs: bool, **ones: int) -> AotVariant:
     }  # fmt: skip
     constants: dict[str, Any] = {
         "HAS_WEIGHT": True, "HAS_BIAS": True, "HAS_BOUND": True, "ONE_BOUND": False, "PASS": needs, "CLIP": needs,
-        "BLOCKS": BLOCKS, "BLOCK_C": BLOCKS * ch.BLOCK,
+        "BLOCKS": BLOCKS, "BLOCK_C": BLOCKS * ch.BLOCK, **plain.order(64, inner),
     }  # fmt: skip
-    return AotVariant.of(batch_norm_clipped_relu_fwd_kernel, types, {**constants, **ones}, 4)
+    return AotVariant.of(batch_norm_clipped_relu_fwd_kernel, types, constants, 4)
 
 
 AOT_VARIANTS = [
     *(_variant(dtype, needs) for dtype in ("fp32", "bf16", "fp16") for needs in (True, False)),
-    _variant("fp32", True, inner=1),
+    *(_variant("fp32", True, inner) for inner in (784, 49, 1)),
 ]

@@ -1,12 +1,11 @@
 """batch_norm_stat_distance on the GPU: one read forward, one read and one write backward.
 
 The equations are in ``bdfast/ops/batch_norm_stat_distance.py``; tiles are those of clipped_relu's backward, which walks
-channels. Each program leaves two float64 sums a channel for the next launch to add in order: reruns are bit-identical.
+channels. Each program leaves two float64 sums a channel for the next launch to add in order, the last program of which
+adds the channels: reruns are bit-identical.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -14,22 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from bdfast.ops import channels as ch
-from bdfast.triton_kernels import clipped_relu as plain
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.clipped_relu import PARTS, Launch
+from bdfast.triton_kernels.channels import PARTS, Launch, channel_sums, channel_tile, own_channels, tiles_of
+from bdfast.triton_kernels.clipped_relu import ones
 from bdfast.triton_kernels.launch import enqueue
-from bdfast.triton_kernels.rows import cdiv, on_device_of
+from bdfast.triton_kernels.rows import on_device_of
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _tile(tile, per_channel, channels, inner, o_c, BLOCK_M: tl.constexpr):
-    """Offsets and mask of BLOCK_M elements of each of the channels ``o_c``."""
-    o_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_row = (o_m // inner) * inner * channels + o_m % inner  # of the sample, and inside the plane
-    m_x = (o_m < per_channel)[:, None] & (o_c < channels)[None, :]
-    return o_row[:, None] + o_c.to(tl.int64)[None, :] * inner, m_x
 
 
 @triton.jit
@@ -37,34 +27,37 @@ def batch_norm_stat_distance_fwd_kernel(
     p_x,  # [numel] in memory order
     p_running_mean,  # [channels] float32
     p_partials,  # [2, channels, parts] float64
-    per_channel,  # elements of a channel
+    p_done,  # one int32, set to 0 for the next launch
+    samples,
     channels,
     inner,
     parts,
-    BLOCK_M: tl.constexpr,
+    GRAIN: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_I: tl.constexpr,
 ):
     # Computes a part of the sums of x - running_mean and of its squares.
-    # A program owns every `parts`-th tile of BLOCK_M elements of BLOCK_C channels.
+    # A program owns every `parts`-th tile of BLOCK_S samples and BLOCK_I elements of BLOCK_C channels.
     # Reads x; writes 16 bytes a channel.
     # Accumulates in float64; subtracting first keeps the variance exact.
-    part = tl.program_id(0) % parts
-    o_c = (tl.program_id(0) // parts) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
+    if tl.program_id(0) == 0:
+        tl.store(p_done, 0)
+    part, o_c, m_c = own_channels(parts, channels, BLOCK_C)
     b_pivot = tl.load(p_running_mean + o_c, mask=m_c, other=0.0).to(tl.float64)
-    b_first = tl.zeros((BLOCK_M, BLOCK_C), tl.float64)
-    b_second = tl.zeros((BLOCK_M, BLOCK_C), tl.float64)
-    tile = part.to(tl.int64)
-    while tile * BLOCK_M < per_channel:
-        o_x, m_x = _tile(tile, per_channel, channels, inner, o_c, BLOCK_M)
+    b_first = tl.zeros((BLOCK_C,), tl.float64)
+    b_second = tl.zeros((BLOCK_C,), tl.float64)
+    tile = part
+    while tile < tiles_of(samples, inner, BLOCK_S, BLOCK_I):
+        o_x, m_x = channel_tile(tile, samples, channels, inner, o_c, GRAIN, BLOCK_S, BLOCK_I)
         b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
-        b_d = tl.where(m_x, b_x.to(tl.float64) - b_pivot[None, :], 0.0)
-        b_first += b_d
-        b_second += b_d * b_d
+        b_d = tl.where(m_x, b_x.to(tl.float64) - b_pivot[None, :, None], 0.0)
+        b_first += channel_sums(b_d)
+        b_second += channel_sums(b_d * b_d)
         tile += parts
     o_p = o_c.to(tl.int64) * parts + part
-    tl.store(p_partials + o_p, tl.sum(b_first, axis=0), mask=m_c)
-    tl.store(p_partials + channels * parts + o_p, tl.sum(b_second, axis=0), mask=m_c)
+    tl.store(p_partials + o_p, b_first, mask=m_c)
+    tl.store(p_partials + channels * parts + o_p, b_second, mask=m_c)
 
 
 @triton.jit
@@ -74,13 +67,15 @@ def batch_norm_stat_distance_stats_kernel(
     p_running_var,  # [channels] float32
     p_stats,  # [2, channels] float64
     p_distances,  # [channels] float64
+    p_distance,  # one float32
+    p_done,  # one int32: programs that have written theirs
     per_channel,
     channels,
     parts,
     BLOCK: tl.constexpr,
 ):
-    # Computes mean, variance and distance of a channel from the parts that the forward left.
-    # A program owns one channel.
+    # Computes mean, variance and distance of a channel from the parts that the forward left, and the sum of distances.
+    # A program owns one channel; the last one to be done adds all distances, in an order that does not depend on which.
     # Reads 16 bytes a part; writes 24.
     # Accumulates in float64, in an order fixed by BLOCK, which holds all parts.
     c = tl.program_id(0).to(tl.int64)
@@ -94,6 +89,15 @@ def batch_norm_stat_distance_stats_kernel(
     tl.store(p_stats + c, tl.load(p_running_mean + c).to(tl.float64) + b_first)
     tl.store(p_stats + channels + c, b_var)
     tl.store(p_distances + c, b_first * b_first + b_excess * b_excess)
+    tl.debug_barrier()  # the atomic publishes what was written before it
+    if tl.atomic_add(p_done, 1, sem="acq_rel") == channels - 1:
+        b_sum = tl.zeros((BLOCK,), tl.float64)
+        first = tl.zeros((), tl.int32)
+        while first < channels:
+            o_c = first + tl.arange(0, BLOCK)
+            b_sum += tl.load(p_distances + o_c, mask=o_c < channels, other=0.0, cache_modifier=".cg")
+            first += BLOCK
+        tl.store(p_distance, tl.sum(b_sum, axis=0).to(tl.float32))
 
 
 @triton.jit
@@ -104,30 +108,30 @@ def batch_norm_stat_distance_bwd_kernel(
     p_stats,  # [2, channels] float64
     p_grad,  # one float32
     p_grad_x,  # [numel]
-    per_channel,
+    samples,
     channels,
     inner,
     parts,
-    BLOCK_M: tl.constexpr,
+    GRAIN: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_I: tl.constexpr,
 ):
     # Computes dx = slope * (x - mean) + shift.
-    # A program owns every `parts`-th tile of BLOCK_M elements of BLOCK_C channels.
+    # A program owns every `parts`-th tile of BLOCK_S samples and BLOCK_I elements of BLOCK_C channels.
     # Reads x; writes dx.
     # Accumulates nothing; computes in float64.
-    part = tl.program_id(0) % parts
-    o_c = (tl.program_id(0) // parts) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
+    part, o_c, m_c = own_channels(parts, channels, BLOCK_C)
     b_mean = tl.load(p_stats + o_c, mask=m_c, other=0.0)
     b_var = tl.load(p_stats + channels + o_c, mask=m_c, other=0.0)
-    factor = 2.0 * tl.load(p_grad).to(tl.float64) / per_channel
+    factor = 2.0 * tl.load(p_grad).to(tl.float64) / samples / inner
     b_slope = 2.0 * factor * (b_var - tl.load(p_running_var + o_c, mask=m_c, other=0.0).to(tl.float64))
     b_shift = factor * (b_mean - tl.load(p_running_mean + o_c, mask=m_c, other=0.0).to(tl.float64))
-    tile = part.to(tl.int64)
-    while tile * BLOCK_M < per_channel:
-        o_x, m_x = _tile(tile, per_channel, channels, inner, o_c, BLOCK_M)
+    tile = part
+    while tile < tiles_of(samples, inner, BLOCK_S, BLOCK_I):
+        o_x, m_x = channel_tile(tile, samples, channels, inner, o_c, GRAIN, BLOCK_S, BLOCK_I)
         b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
-        b_dx = b_slope[None, :] * (b_x.to(tl.float64) - b_mean[None, :]) + b_shift[None, :]
+        b_dx = b_slope[None, :, None] * (b_x.to(tl.float64) - b_mean[None, :, None]) + b_shift[None, :, None]
         tl.store(p_grad_x + o_x, b_dx.to(tl.float32).to(p_grad_x.dtype.element_ty), mask=m_x)
         tile += parts
 
@@ -150,18 +154,18 @@ def forward(
     numel, channels, inner = ch.layout(x, channels_last, x.shape[1])
     launch = Launch.choose(numel, channels, inner)
     partials = x.new_empty((2, channels, launch.parts), dtype=torch.float64)
-    distances = x.new_empty(channels, dtype=torch.float64)
+    distances, done = x.new_empty(channels, dtype=torch.float64), x.new_empty((), dtype=torch.int32)
     with on_device_of(x):
         enqueue(
-            batch_norm_stat_distance_fwd_kernel, cdiv(channels, launch.block_c) * launch.parts,
-            x, mean, partials, numel // channels, channels, inner, launch.parts,
-            BLOCK_M=launch.block_m, BLOCK_C=launch.block_c, num_warps=launch.num_warps,
+            batch_norm_stat_distance_fwd_kernel, launch.programs(channels),
+            x, mean, partials, done, numel // (channels * inner), channels, inner, launch.parts,
+            **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
         enqueue(
             batch_norm_stat_distance_stats_kernel, channels,
-            partials, mean, var, stats, distances, numel // channels, channels, launch.parts, BLOCK=PARTS, num_warps=4,
+            partials, mean, var, stats, distances, distance, done, numel // channels, channels, launch.parts,
+            BLOCK=PARTS, num_warps=4,
         )  # fmt: skip
-        enqueue(plain.clipped_relu_sum_kernel, 1, distances, distance, channels, BLOCK=PARTS, num_warps=4)
     return distance, stats
 
 
@@ -182,9 +186,9 @@ def backward(
     launch = Launch.choose(numel, channels, inner)
     with on_device_of(x):
         enqueue(
-            batch_norm_stat_distance_bwd_kernel, cdiv(channels, launch.block_c) * launch.parts,
-            x, mean, var, stats, grad.float(), grad_x, numel // channels, channels, inner, launch.parts,
-            BLOCK_M=launch.block_m, BLOCK_C=launch.block_c, num_warps=launch.num_warps,
+            batch_norm_stat_distance_bwd_kernel, launch.programs(channels),
+            x, mean, var, stats, grad.float(), grad_x, numel // (channels * inner), channels, inner, launch.parts,
+            **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
     return grad_x
 
@@ -192,35 +196,32 @@ def backward(
 # --- ahead of time ---------------------------------------------------------------------------------------------------
 
 
-def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int], **ones: int) -> AotVariant:
-    return AotVariant.of(kernel, types, {**constants, **ones}, 4)
-
-
-_SIZES = {"per_channel": "i32", "channels": "i32", "inner": "i32", "parts": "i32"}
+_SIZES = {"samples": "i32", "channels": "i32", "inner": "i32", "parts": "i32"}
 _STATISTICS = {"p_running_mean": "*fp32", "p_running_var": "*fp32", "p_stats": "*fp64"}
 
 
-def _both_ways(dtype: str, launch: Launch, **ones: int) -> list[AotVariant]:
-    forward_types = {"p_x": f"*{dtype}", "p_running_mean": "*fp32", "p_partials": "*fp64", **_SIZES}
+def _both_ways(dtype: str, channels: int, inner: int) -> list[AotVariant]:
+    forward_types = {"p_x": f"*{dtype}", "p_running_mean": "*fp32", "p_partials": "*fp64", "p_done": "*i32", **_SIZES}
     backward_types = {"p_x": f"*{dtype}", **_STATISTICS, "p_grad": "*fp32", "p_grad_x": f"*{dtype}", **_SIZES}
-    constants = {"BLOCK_M": launch.block_m, "BLOCK_C": launch.block_c}
+    launch = Launch.choose(128 * channels * inner * (1024 if inner == 1 else 1), channels, inner)
+    constants = {**launch.constants(), **ones(inner)}
     return [
-        _variant(batch_norm_stat_distance_fwd_kernel, forward_types, constants, **ones),
-        _variant(batch_norm_stat_distance_bwd_kernel, backward_types, constants, **ones),
+        AotVariant.of(batch_norm_stat_distance_fwd_kernel, forward_types, constants, launch.num_warps),
+        AotVariant.of(batch_norm_stat_distance_bwd_kernel, backward_types, constants, launch.num_warps),
     ]
 
 
-_STEM, _WIDE = Launch.choose(2**23, 64, 1024), Launch.choose(2**23, 64, 1)
-
 AOT_VARIANTS = [
-    *(variant for dtype in ("fp32", "bf16", "fp16") for variant in _both_ways(dtype, _STEM)),
-    *_both_ways("fp32", _WIDE, inner=1),
-    _variant(
+    *(variant for dtype in ("fp32", "bf16", "fp16") for variant in _both_ways(dtype, 64, 1024)),
+    *(variant for inner in (49, 16) for variant in _both_ways("fp32", 512, inner)),
+    *_both_ways("fp32", 64, 1),
+    AotVariant.of(
         batch_norm_stat_distance_stats_kernel,
         {
-            "p_partials": "*fp64", **_STATISTICS, "p_distances": "*fp64",
+            "p_partials": "*fp64", **_STATISTICS, "p_distances": "*fp64", "p_distance": "*fp32", "p_done": "*i32",
             "per_channel": "i32", "channels": "i32", "parts": "i32",
         },
         {"BLOCK": PARTS},
+        4,
     ),
 ]  # fmt: skip

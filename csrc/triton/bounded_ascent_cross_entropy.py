@@ -20,8 +20,9 @@ from bdfast.triton_kernels.row_sum import store_sum
 from bdfast.triton_kernels.rows import (
     DTYPES_AND_CLASSES,
     Launch,
-    label_logit,
+    load_label,
     load_stats,
+    logit_of,
     on_device_of,
     own_tile,
     row_stats,
@@ -65,8 +66,9 @@ def bounded_ascent_cross_entropy_fwd_kernel(
         o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
         o_row = o_n * stride_n
         m_n = o_n < N
-        _, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
+        b_y = load_label(p_target, o_n, m_n)
         b_max, b_sum = row_stats(p_logits, o_row, m_n, C, TILES, BLOCK_N, BLOCK_C)
+        b_zy = logit_of(p_logits, o_row, b_y, C)
         store_stats(p_stats, o_n, m_n, b_max, b_sum)
         b_ce = (b_max - b_zy) + tl.log(b_sum)
         b_bounded = tl.where(b_ce >= tau, tau, b_ce)  # NaN is not masked
@@ -104,7 +106,8 @@ def bounded_ascent_cross_entropy_bwd_kernel(
     o_n, o_c = own_tile(TILES, BLOCK_N, BLOCK_C)
     m_n = o_n < N
     o_row = o_n * stride_n
-    b_y, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
+    b_y = load_label(p_target, o_n, m_n)
+    b_zy = logit_of(p_logits, o_row, b_y, C)
     b_max, b_sum = load_stats(p_stats, o_n, m_n)
     b_ce = (b_max - b_zy) + tl.log(b_sum)
     m_descends = o_n < num_descend

@@ -8,10 +8,6 @@ reruns are bit-identical on every GPU.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -19,54 +15,26 @@ from torch import Tensor
 
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels.aot import AotVariant
+from bdfast.triton_kernels.channels import (
+    BLOCK,
+    PARTS,
+    Launch,
+    channel_sums,
+    channel_tile,
+    grain,
+    load_bits,
+    memory_tile,
+    own_channels,
+    store_bits,
+    tiles_of,
+)
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import cdiv, on_device_of
 
-LANES, BITS, BLOCK = tl.constexpr(ch.LANES), tl.constexpr(ch.BITS), tl.constexpr(ch.BLOCK)
-
 BLOCKS = 4  # of 512 elements, in a program of the forward: 16 elements a thread
-PARTS = 1024  # most partial sums of a channel; the tile in which the second launch adds them
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Shape of the backward's programs.
-
-    Attributes:
-        block_m: elements of a channel that a program holds at a time.
-        block_c: channels that it holds.
-        parts: programs that share a channel.
-        num_warps: of a program.
-    """
-
-    block_m: int
-    block_c: int
-    parts: int
-    num_warps: int = 4
-
-    @classmethod
-    @functools.lru_cache(maxsize=1024)
-    def choose(cls, numel: int, channels: int, inner: int) -> Launch:
-        """Tiles of 2048 elements along what is next to each other in memory, and some 4096 programs in all."""
-        block_c = min(64, triton.next_power_of_2(channels)) if inner == 1 else 1
-        block_m = 2048 // block_c
-        tiles = cdiv(numel // channels, block_m)
-        return cls(block_m, block_c, max(1, min(tiles, PARTS, 4096 // cdiv(channels, block_c))))
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _elements(block, numel, channels, inner, BLOCKS: tl.constexpr):
-    """Offset, mask and channel of the elements of a tile [BLOCKS, BITS, LANES] that starts at block ``block``."""
-    o_block = tl.arange(0, BLOCKS)[:, None, None]
-    o_in = o_block * BLOCK + tl.arange(0, BITS)[None, :, None] * LANES + tl.arange(0, LANES)[None, None, :]
-    first = block * BLOCK
-    o_x = first + o_in
-    plane = (first // inner % channels).to(tl.int32)  # 64-bit division for the tile's start alone
-    b_c = (plane + ((first % inner).to(tl.int32) + o_in) // inner) % channels
-    return o_x, o_x < numel, b_c
 
 
 @triton.jit
@@ -77,22 +45,6 @@ def _clip(b_t, b_z):
     b_y = tl.where(m_clip, b_z, b_r)
     b_y = tl.where(b_z != b_z, b_z, b_y)  # NaN of either side is kept
     return b_y, (b_r > 0.0) & (b_r <= b_z), m_clip
-
-
-@triton.jit
-def _store_bits(p_bits, m_bits, block, blocks, BLOCKS: tl.constexpr):
-    """One bit an element of a tile [BLOCKS, BITS, LANES]."""
-    b_words = tl.sum(m_bits.to(tl.int32) << tl.arange(0, BITS)[None, :, None], axis=1)
-    o_block = block + tl.arange(0, BLOCKS)[:, None]
-    tl.store(p_bits + o_block * LANES + tl.arange(0, LANES)[None, :], b_words, mask=o_block < blocks)
-
-
-@triton.jit
-def _load_bits(p_bits, o_x, m_x):
-    """The bits of elements anywhere."""
-    p_words = p_bits + (o_x // BLOCK) * LANES + o_x % LANES
-    b_words = tl.load(p_words, mask=m_x, other=0)
-    return ((b_words >> ((o_x % BLOCK) // LANES).to(tl.int32)) & 1) != 0
 
 
 @triton.jit
@@ -109,6 +61,8 @@ def clipped_relu_fwd_kernel(
     HAS_BOUND: tl.constexpr,
     PASS: tl.constexpr,
     CLIP: tl.constexpr,
+    GRAIN: tl.constexpr,
+    LAST: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
     # Computes y = min(max(x, 0), bound) and the bits [0 < x <= bound], [max(x, 0) > bound].
@@ -116,18 +70,18 @@ def clipped_relu_fwd_kernel(
     # Reads x, writes y; one bit an element and gradient more.
     # Accumulates nothing; compares in float32.
     block = tl.program_id(0).to(tl.int64) * BLOCKS
-    o_x, m_x, b_c = _elements(block, numel, channels, inner, BLOCKS)
+    o_x, m_x, b_c = memory_tile(block, numel, channels, inner, GRAIN, LAST, BLOCKS)
     b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_z = tl.zeros_like(b_x) + limit
     if HAS_BOUND:
-        b_z = tl.load(p_bound + b_c, mask=m_x, other=0.0).to(tl.float32)
+        b_z = tl.zeros_like(b_x) + tl.load(p_bound + b_c).to(tl.float32)
     b_y, m_pass, m_clip = _clip(b_x, b_z)
     tl.store(p_y + o_x, b_y.to(p_y.dtype.element_ty), mask=m_x)
     blocks = tl.cdiv(numel, BLOCK)
     if PASS:
-        _store_bits(p_pass, m_pass & m_x, block, blocks, BLOCKS)
+        store_bits(p_pass, m_pass & m_x, block, blocks, BLOCKS)
     if CLIP:
-        _store_bits(p_clip, m_clip & m_x, block, blocks, BLOCKS)
+        store_bits(p_clip, m_clip & m_x, block, blocks, BLOCKS)
 
 
 @triton.jit
@@ -138,42 +92,39 @@ def clipped_relu_bwd_kernel(
     p_scale,  # [channels] float32; unused where HAS_SCALE is False
     p_grad_x,  # [numel]; unused where PASS is False
     p_partials,  # [channels, parts] float64; unused where CLIP is False
-    per_channel,  # elements of a channel
+    samples,
     channels,
     inner,
     parts,
     HAS_SCALE: tl.constexpr,
     PASS: tl.constexpr,
     CLIP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    GRAIN: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_I: tl.constexpr,
 ):
     # Computes dx = g * scale where the bit is set, and a part of dbound = sum of g where the other bit is.
-    # A program owns every `parts`-th tile of BLOCK_M elements of BLOCK_C channels.
+    # A program owns every `parts`-th tile of BLOCK_S samples and BLOCK_I elements of BLOCK_C channels.
     # Reads g, writes dx; reads one bit an element and gradient.
-    # Accumulates in float64.
-    part = tl.program_id(0) % parts
-    o_c = (tl.program_id(0) // parts) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
+    # Accumulates in float64, a tile at a time: sums of single elements would take half of the registers.
+    part, o_c, m_c = own_channels(parts, channels, BLOCK_C)
     b_scale = tl.full((BLOCK_C,), 1.0, tl.float32)
     if HAS_SCALE:
         b_scale = tl.load(p_scale + o_c, mask=m_c, other=0.0)
-    b_sum = tl.zeros((BLOCK_M, BLOCK_C), tl.float64)
-    tile = part.to(tl.int64)
-    while tile * BLOCK_M < per_channel:
-        o_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        o_row = (o_m // inner) * inner * channels + o_m % inner  # of the sample, and inside the plane
-        o_x = o_row[:, None] + o_c.to(tl.int64)[None, :] * inner
-        m_x = (o_m < per_channel)[:, None] & m_c[None, :]
+    b_sum = tl.zeros((BLOCK_C,), tl.float64)
+    tile = part
+    while tile < tiles_of(samples, inner, BLOCK_S, BLOCK_I):
+        o_x, m_x = channel_tile(tile, samples, channels, inner, o_c, GRAIN, BLOCK_S, BLOCK_I)
         b_g = tl.load(p_grad + o_x, mask=m_x, other=0.0).to(tl.float32)
         if PASS:
-            b_dx = tl.where(_load_bits(p_pass, o_x, m_x), b_g * b_scale[None, :], 0.0)
+            b_dx = tl.where(load_bits(p_pass, o_x, m_x), b_g * b_scale[None, :, None], 0.0)
             tl.store(p_grad_x + o_x, b_dx.to(p_grad_x.dtype.element_ty), mask=m_x)
         if CLIP:
-            b_sum += tl.where(_load_bits(p_clip, o_x, m_x), b_g, 0.0).to(tl.float64)
+            b_sum += channel_sums(tl.where(load_bits(p_clip, o_x, m_x), b_g, 0.0).to(tl.float64))
         tile += parts
     if CLIP:
-        tl.store(p_partials + o_c.to(tl.int64) * parts + part, tl.sum(b_sum, axis=0), mask=m_c)
+        tl.store(p_partials + o_c.to(tl.int64) * parts + part, b_sum, mask=m_c)
 
 
 @triton.jit
@@ -218,8 +169,8 @@ def forward(
         enqueue(
             clipped_relu_fwd_kernel, programs(numel),
             x, x if bound is None else bound.contiguous(), limit, y, *bit_planes(bits, x, need_x, need_bound),
-            numel, channels, inner,
-            HAS_BOUND=bound is not None, PASS=need_x, CLIP=need_bound, BLOCKS=BLOCKS, num_warps=4,
+            numel, channels, inner, HAS_BOUND=bound is not None, PASS=need_x, CLIP=need_bound,
+            GRAIN=grain(channels, inner), LAST=inner == 1, BLOCKS=BLOCKS, num_warps=4,
         )  # fmt: skip
     return y, bits
 
@@ -244,11 +195,11 @@ def backward(
     grad_bound = g.new_empty(bounds if need_bound else 0, dtype=torch.float32)
     with on_device_of(g):
         enqueue(
-            clipped_relu_bwd_kernel, cdiv(channels, launch.block_c) * launch.parts,
+            clipped_relu_bwd_kernel, launch.programs(channels),
             g, *bit_planes(bits, g, need_x, need_bound), g if scale is None else scale, grad_x, partials,
-            numel // channels, channels, inner, launch.parts,
+            numel // (channels * inner), channels, inner, launch.parts,
             HAS_SCALE=scale is not None, PASS=need_x, CLIP=need_bound,
-            BLOCK_M=launch.block_m, BLOCK_C=launch.block_c, num_warps=launch.num_warps,
+            **launch.constants(), num_warps=launch.num_warps,
         )  # fmt: skip
         if need_bound:
             enqueue(
@@ -260,7 +211,7 @@ def backward(
 
 def programs(numel: int) -> int:
     """Programs of a forward."""
-    return cdiv(numel, BLOCKS * ch.BLOCK)
+    return int(cdiv(numel, BLOCKS * ch.BLOCK))
 
 
 def bit_planes(bits: Tensor, unused: Tensor, need_x: bool, need_bound: bool) -> tuple[Tensor, Tensor]:
@@ -271,40 +222,45 @@ def bit_planes(bits: Tensor, unused: Tensor, need_x: bool, need_bound: bool) -> 
 # --- ahead of time ---------------------------------------------------------------------------------------------------
 
 
-def _variant(kernel: Any, types: dict[str, str], constants: dict[str, int | bool], **ones: int) -> AotVariant:
-    return AotVariant.of(kernel, types, {**constants, **ones}, 4)
-
-
-def _forward_variant(dtype: str, needs: bool, **ones: int) -> AotVariant:
+def _forward_variant(dtype: str, needs: bool, inner: int = 1024) -> AotVariant:
     types = {
         "p_x": f"*{dtype}", "p_bound": "*fp32", "limit": "fp32", "p_y": f"*{dtype}", "p_pass": "*i32",
         "p_clip": "*i32", "numel": "i32", "channels": "i32", "inner": "i32",
     }  # fmt: skip
-    constants = {"HAS_BOUND": True, "PASS": needs, "CLIP": needs, "BLOCKS": BLOCKS}
-    return _variant(clipped_relu_fwd_kernel, types, constants, **ones)
+    constants = {"HAS_BOUND": True, "PASS": needs, "CLIP": needs, "BLOCKS": BLOCKS, **order(64, inner)}
+    return AotVariant.of(clipped_relu_fwd_kernel, types, constants, 4)
 
 
-def _backward_variant(dtype: str, launch: Launch, **ones: int) -> AotVariant:
+def order(channels: int, inner: int) -> dict[str, int | bool]:
+    """The constants that tell planes of ``inner`` elements from channels that are next to each other."""
+    return {"GRAIN": grain(channels, inner), "LAST": inner == 1, **ones(inner)}
+
+
+def ones(inner: int) -> dict[str, int]:
+    """What Triton's launcher makes a constant."""
+    return {"inner": 1} if inner == 1 else {}
+
+
+def _backward_variant(dtype: str, channels: int, inner: int) -> AotVariant:
     types = {
         "p_grad": f"*{dtype}", "p_pass": "*i32", "p_clip": "*i32", "p_scale": "*fp32", "p_grad_x": f"*{dtype}",
-        "p_partials": "*fp64", "per_channel": "i32", "channels": "i32", "inner": "i32", "parts": "i32",
+        "p_partials": "*fp64", "samples": "i32", "channels": "i32", "inner": "i32", "parts": "i32",
     }  # fmt: skip
-    constants = {
-        "HAS_SCALE": True, "PASS": True, "CLIP": True, "BLOCK_M": launch.block_m, "BLOCK_C": launch.block_c,
-    }  # fmt: skip
-    return _variant(clipped_relu_bwd_kernel, types, constants, **ones)
+    launch = Launch.choose(128 * channels * inner * (1024 if inner == 1 else 1), channels, inner)
+    constants = {"HAS_SCALE": True, "PASS": True, "CLIP": True, **launch.constants()}
+    return AotVariant.of(clipped_relu_bwd_kernel, types, {**constants, **ones(inner)}, launch.num_warps)
 
-
-_STEM, _WIDE = Launch.choose(2**23, 64, 1024), Launch.choose(2**23, 64, 1)
 
 AOT_VARIANTS = [
     *(_forward_variant(dtype, needs) for dtype in ("fp32", "bf16", "fp16") for needs in (True, False)),
-    _forward_variant("fp32", True, inner=1),
-    *(_backward_variant(dtype, _STEM) for dtype in ("fp32", "bf16", "fp16")),
-    *(_backward_variant(dtype, _WIDE, inner=1) for dtype in ("fp32", "bf16")),
-    _variant(
+    *(_forward_variant("fp32", True, inner) for inner in (784, 49, 1)),
+    *(_backward_variant(dtype, 64, 1024) for dtype in ("fp32", "bf16", "fp16")),
+    *(_backward_variant("fp32", 512, inner) for inner in (784, 49, 16)),
+    *(_backward_variant(dtype, 64, 1) for dtype in ("fp32", "bf16")),
+    AotVariant.of(
         clipped_relu_sum_kernel,
         {"p_partials": "*fp64", "p_grad_bound": "*fp32", "count": "i32"},
         {"BLOCK": PARTS},
+        4,
     ),
 ]

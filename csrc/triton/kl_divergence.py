@@ -16,7 +16,16 @@ from bdfast.triton_kernels import row_sum
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.row_sum import store_sum
-from bdfast.triton_kernels.rows import DTYPES_AND_CLASSES, Launch, on_device_of, own_tile, row_stats, row_variant
+from bdfast.triton_kernels.rows import (
+    DTYPES_AND_CLASSES,
+    Launch,
+    load_tile,
+    on_device_of,
+    own_tile,
+    row_stats,
+    row_variant,
+    tile_stats,
+)
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
@@ -74,18 +83,24 @@ def kl_divergence_fwd_kernel(
     while block < tl.cdiv(N, BLOCK_N):
         o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
         m_n = o_n < N
-        b_max_p, b_sum_p = row_stats(p_logits_p, o_n * stride_p, m_n, C, TILES, BLOCK_N, BLOCK_C)
-        b_max_q, b_sum_q = row_stats(p_logits_q, o_n * stride_q, m_n, C, TILES, BLOCK_N, BLOCK_C)
-        b_loss = tl.zeros((BLOCK_N,), tl.float32)
-        for tile in range(TILES):
-            o_c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
-            m_tile = m_n[:, None] & (o_c < C)[None, :]
-            p_tile_p = p_logits_p + (o_n * stride_p)[:, None] + o_c[None, :]
-            p_tile_q = p_logits_q + (o_n * stride_q)[:, None] + o_c[None, :]
-            b_zp = tl.load(p_tile_p, mask=m_tile, other=float("-inf")).to(tl.float32)
-            b_zq = tl.load(p_tile_q, mask=m_tile, other=float("-inf")).to(tl.float32)
+        if TILES == 1:  # both rows are on their way before either is looked at, and are not loaded again
+            o_c = tl.arange(0, BLOCK_C)
+            b_zp = load_tile(p_logits_p, o_n * stride_p, m_n, o_c, C)
+            b_zq = load_tile(p_logits_q, o_n * stride_q, m_n, o_c, C)
+            b_max_p, b_sum_p = tile_stats(b_zp, BLOCK_N)
+            b_max_q, b_sum_q = tile_stats(b_zq, BLOCK_N)
             b_p, b_q, b_d = _softmax_pair(b_zp, b_zq, (b_max_p, b_sum_p, b_max_q, b_sum_q))
-            b_loss += tl.sum(_terms(b_p, b_q, b_d), axis=1)
+            b_loss = tl.sum(_terms(b_p, b_q, b_d), axis=1)
+        else:
+            b_max_p, b_sum_p = row_stats(p_logits_p, o_n * stride_p, m_n, C, TILES, BLOCK_N, BLOCK_C)
+            b_max_q, b_sum_q = row_stats(p_logits_q, o_n * stride_q, m_n, C, TILES, BLOCK_N, BLOCK_C)
+            b_loss = tl.zeros((BLOCK_N,), tl.float32)
+            for tile in range(TILES):
+                o_c = tile * BLOCK_C + tl.arange(0, BLOCK_C)
+                b_zp = load_tile(p_logits_p, o_n * stride_p, m_n, o_c, C)
+                b_zq = load_tile(p_logits_q, o_n * stride_q, m_n, o_c, C)
+                b_p, b_q, b_d = _softmax_pair(b_zp, b_zq, (b_max_p, b_sum_p, b_max_q, b_sum_q))
+                b_loss += tl.sum(_terms(b_p, b_q, b_d), axis=1)
         if KEEP_STATS:
             tl.store(p_stats + 5 * o_n, b_max_p, mask=m_n)
             tl.store(p_stats + 5 * o_n + 1, b_sum_p, mask=m_n)
@@ -155,9 +170,10 @@ def kl_divergence_bwd_kernel(
 # --- launchers -------------------------------------------------------------------------------------------------------
 
 
-def _launch(p: Tensor, q: Tensor) -> Launch:
+def _launch(p: Tensor, q: Tensor, *, sums: bool) -> Launch:
     """Vectors are as wide as both row strides allow."""
-    return min((Launch.choose(p.shape[1], z.stride(0)) for z in (p, q)), key=lambda launch: launch.grain)
+    choose = Launch.choose if sums else Launch.spread
+    return min((choose(p.shape[1], z.stride(0)) for z in (p, q)), key=lambda launch: launch.grain)
 
 
 def forward(
@@ -169,9 +185,9 @@ def forward(
     """Loss (float32, ``[N]`` or a scalar) and statistics ``[N, 5]``, or ``[0, 5]`` where they are not wanted."""
     p, q = classes_contiguous(logits_p), classes_contiguous(logits_q)
     n, c = p.shape
-    launch = _launch(p, q)
-    programs = row_sum.programs_for(n, launch.block_n)
     reduce = reduction != "none"
+    launch = _launch(p, q, sums=reduce)
+    programs = row_sum.programs_for(n, launch.block_n) if reduce else max(1, triton.cdiv(n, launch.block_n))
     loss = p.new_empty(() if reduce else (n,), dtype=torch.float32)
     stats = p.new_empty(n if keep_stats else 0, 5, dtype=torch.float32)
     two_launches = reduce and programs > 1
@@ -203,7 +219,7 @@ def backward(
     grad_p, grad_q = p.new_empty(n if wants_p else 0, c), p.new_empty(n if wants_q else 0, c)
     if n == 0:
         return grad_p, grad_q
-    launch = _launch(p, q)
+    launch = _launch(p, q, sums=False)
     with on_device_of(p):
         enqueue(
             kl_divergence_bwd_kernel, launch.tiles_of(n),
@@ -231,7 +247,7 @@ def _forward_variant(
         "ONE_PROGRAM": one_program, **ones,
     }  # fmt: skip
     types = {**_shared(dtype), "p_loss": "*fp32", "p_partials": "*fp64"}
-    return row_variant(kl_divergence_fwd_kernel, types, constants, classes)
+    return row_variant(kl_divergence_fwd_kernel, types, constants, classes, spread=reduction == "none")
 
 
 def _backward_variant(dtype: str, classes: int, wants: str, reduction: str = "none", **ones: int) -> AotVariant:
@@ -240,7 +256,7 @@ def _backward_variant(dtype: str, classes: int, wants: str, reduction: str = "no
         **_shared(dtype),
         "p_grad_loss": "*fp32", "p_grad_p": f"*{dtype}", "p_grad_q": f"*{dtype}", "stride_grad_loss": "i32",
     }  # fmt: skip
-    return row_variant(kl_divergence_bwd_kernel, types, constants, classes)
+    return row_variant(kl_divergence_bwd_kernel, types, constants, classes, spread=True)
 
 
 _ONES = {"N": 1, "C": 1, "stride_p": 1, "stride_q": 1}

@@ -20,8 +20,9 @@ from bdfast.triton_kernels.row_sum import store_sum
 from bdfast.triton_kernels.rows import (
     DTYPES_AND_CLASSES,
     Launch,
-    label_logit,
+    load_label,
     load_stats,
+    logit_of,
     on_device_of,
     own_tile,
     row_variant,
@@ -86,8 +87,9 @@ def sce_loss_fwd_kernel(
         o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
         o_row = o_n * stride_n
         m_n = o_n < N
-        b_y, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
+        b_y = load_label(p_target, o_n, m_n)
         b_max, b_sum, _ = other_classes(p_logits, o_row, b_y, m_n, C, TILES, BLOCK_N, BLOCK_C)
+        b_zy = logit_of(p_logits, o_row, b_y, C)
         store_stats(p_stats, o_n, m_n, b_max, b_sum)
         b_ce, b_doubt, _ = _terms(margin_of(b_max, b_sum, b_zy))
         b_loss = alpha * b_ce + reverse * b_doubt
@@ -128,7 +130,8 @@ def sce_loss_bwd_kernel(
     o_n, o_c = own_tile(TILES, BLOCK_N, BLOCK_C)
     m_n = o_n < N
     o_row = o_n * stride_n
-    b_y, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
+    b_y = load_label(p_target, o_n, m_n)
+    b_zy = logit_of(p_logits, o_row, b_y, C)
     b_max, b_sum = load_stats(p_stats, o_n, m_n)
     b_scale = tl.load(p_grad_loss + o_n * stride_grad_loss, mask=m_n, other=0.0).to(tl.float32)
     if MEAN:

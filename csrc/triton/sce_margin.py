@@ -14,18 +14,13 @@ from torch import Tensor
 from bdfast.ops.rows import classes_contiguous
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.launch import enqueue
-from bdfast.triton_kernels.rows import Launch, cdiv, label_logit, on_device_of, row_variant
+from bdfast.triton_kernels.rows import Launch, cdiv, join_tile, load_label, logit_of, on_device_of, row_variant
 
 
 @triton.jit
 def update_other_classes(b_max, b_sum, b_z, b_y, o_c):
     """Join a tile of logits (-inf where masked) to maximum and sum of exp(z - maximum) over j != y of each row."""
-    b_z = tl.where(o_c[None, :] == b_y[:, None], float("-inf"), b_z)
-    b_next = tl.maximum(b_max, tl.max(b_z, axis=1))
-    # While a row has shown nothing but -inf, subtract 0: -inf - -inf would spoil a sum that may yet become finite.
-    b_shift = tl.where(b_next == float("-inf"), 0.0, b_next)
-    b_sum = b_sum * tl.exp(b_max - b_shift) + tl.sum(tl.exp(b_z - b_shift[:, None]), axis=1)
-    return b_next, b_sum
+    return join_tile(b_max, b_sum, tl.where(o_c[None, :] == b_y[:, None], float("-inf"), b_z))
 
 
 @triton.jit
@@ -77,8 +72,9 @@ def sce_margin_kernel(
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     o_row = o_n * stride_n
     m_n = o_n < N
-    b_y, b_zy = label_logit(p_logits, p_target, o_n, o_row, m_n, C)
+    b_y = load_label(p_target, o_n, m_n)
     b_max, b_sum, b_bad = other_classes(p_logits, o_row, b_y, m_n, C, TILES, BLOCK_N, BLOCK_C)
+    b_zy = logit_of(p_logits, o_row, b_y, C)
     b_margin = tl.where(b_bad == 0.0, margin_of(b_max, b_sum, b_zy), float("inf"))
     tl.store(p_margin + o_n, b_margin, mask=m_n)
 
@@ -88,18 +84,25 @@ def forward(
     target: Tensor,  # [N] int64
 ) -> Tensor:
     """Margins ``[N]`` float32."""
-    z, y = classes_contiguous(logits), target.contiguous()
-    n, c = z.shape
-    margin = z.new_empty(n, dtype=torch.float32)
-    if n == 0:
-        return margin
-    launch = Launch.choose(c, z.stride(0))
-    with on_device_of(z):
-        enqueue(
-            sce_margin_kernel, cdiv(n, launch.block_n),
-            z, y, margin, n, c, z.stride(0), **launch.constants(), num_warps=launch.num_warps,
-        )  # fmt: skip
+    margin = logits.new_empty(len(logits), dtype=torch.float32)
+    if len(logits) > 0:
+        with on_device_of(logits):
+            write(classes_contiguous(logits), target.contiguous(), margin)
     return margin
+
+
+def write(
+    logits: Tensor,  # [N, C], classes next to each other
+    target: Tensor,  # [N] int64
+    margin: Tensor,  # [N] float32, written
+) -> None:
+    """The margins of some rows; on the current device."""
+    n, c = logits.shape
+    launch = Launch.spread(c, logits.stride(0))
+    enqueue(
+        sce_margin_kernel, cdiv(n, launch.block_n),
+        logits, target, margin, n, c, logits.stride(0), **launch.constants(), num_warps=launch.num_warps,
+    )  # fmt: skip
 
 
 def _aot_variant(dtype: str, classes: int, **ones: int) -> AotVariant:
@@ -111,7 +114,7 @@ def _aot_variant(dtype: str, classes: int, **ones: int) -> AotVariant:
         "C": "i32",
         "stride_n": "i32",
     }
-    return row_variant(sce_margin_kernel, types, dict(ones), classes)
+    return row_variant(sce_margin_kernel, types, dict(ones), classes, spread=True)
 
 
 AOT_VARIANTS = [

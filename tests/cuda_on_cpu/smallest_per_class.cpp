@@ -6,8 +6,10 @@ extern "C" const char* select_smallest(const float* scores, const int64_t* label
   cuda_on_cpu::reverse_blocks = reverse_blocks != 0;
   std::vector<uint64_t> keys(static_cast<size_t>(count), ~uint64_t{0});
   std::vector<unsigned> sizes(static_cast<size_t>(classes)), starts(sizes), next(sizes);
+  unsigned done = 0;
   return cuda_on_cpu::message_of([&] {
     bdfast::smallest_per_class_cuda({scores, labels, count, k, classes},
-                                    {keys.data(), sizes.data(), starts.data(), next.data()}, indices, counts, nullptr);
+                                    {keys.data(), sizes.data(), &done, starts.data(), next.data()}, indices, counts,
+                                    nullptr);
   });
 }

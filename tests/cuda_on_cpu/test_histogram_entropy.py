@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdfast.ops.histogram_entropy import PARTS, _terms
+from bdfast.ops.histogram_entropy import PARTS, reference
 from bdfast.testing import Case, compare, suites, upcast
 from tests.cuda_on_cpu.library import build
 
@@ -24,11 +24,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def run(library: ctypes.CDLL, x: Tensor, step_size: float, compat: bool) -> Tensor:
-    x, terms = x.float().contiguous(), _terms(x)
+    x = x.float().contiguous()
     entropy, parts = torch.full((len(x),), -7.0), torch.empty(3 * PARTS)
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, terms, parts, entropy)]
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, parts, entropy)]
     sizes = (ctypes.c_int64(x.shape[0]), ctypes.c_int64(x.shape[1]))
-    message = library.entropies(*pointers[:2], *sizes, ctypes.c_double(step_size), int(compat), *pointers[2:])
+    message = library.entropies(pointers[0], *sizes, ctypes.c_double(step_size), int(compat), *pointers[1:])
     assert not message, message
     return entropy
 
@@ -44,3 +44,13 @@ def test_too_many_bins_give_nan(library: ctypes.CDLL) -> None:
     """Where the CPU raises: how many there are is known on the device alone."""
     assert run(library, torch.tensor([[0.0, 1e9], [1.0, 2.0]]), 0.1, True).isnan().all()
     assert run(library, torch.full((2, 3), torch.nan), 0.1, True).isnan().all()
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 4), (3, 1028), (2, 16_384), (9, 33_332), (300, 1000)])
+def test_vectors_and_parts(library: ctypes.CDLL, rows: int, columns: int, offset: int) -> None:
+    """Parts end inside rows, threads have several loads, and addresses are a multiple of 16 bytes or are not."""
+    x = torch.empty(rows * columns + offset)[offset:].view(rows, columns).normal_()
+    x[-1, -1] = 9.0  # the extrema lie at the very ends
+    x[0, 0] = -9.0
+    torch.testing.assert_close(run(library, x, 0.5, True), reference(x.double(), 0.5, True).float(), rtol=2e-6, atol=0)

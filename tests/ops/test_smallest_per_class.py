@@ -116,6 +116,16 @@ def test_any_integer_will_do() -> None:
     assert smallest_per_class(SCORES, LABELS, numpy.int32(1), numpy.int64(3)).tolist() == [1, 5]
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_compaction_of_full_and_of_partial_classes(k: int) -> None:
+    """Classes of 3 and 4 samples: all full up to k = 3."""
+    scores = torch.tensor([0.3, 0.1, 0.2, 0.5, 0.4, 0.6, 0.0])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    expected = [1, 2, 0][:k] + [6, 4, 3, 5][:k]
+    for backend in ("auto", "reference"):
+        assert smallest_per_class(scores, labels, k, 2, backend=backend).tolist() == expected
+
+
 def test_raw_op_compiles_without_graph_break() -> None:
     raw: Any = torch.ops.bdfast.smallest_per_class
     compiled = torch.compile(lambda s: raw(s * 2, LABELS, 2, 3, "auto")[0] + 1, fullgraph=True, backend="aot_eager")

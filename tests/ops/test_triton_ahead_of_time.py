@@ -26,7 +26,7 @@ CAPABILITY = 90
 MODULES = [
     module.name
     for module in pkgutil.iter_modules(bdfast.triton_kernels.__path__)
-    if module.name not in ("aot", "launch", "rows")
+    if module.name not in ("aot", "channels", "launch", "rows")
 ]
 
 COMPILE = """

@@ -73,3 +73,20 @@ def test_broadcast_gradient_of_a_sum() -> None:
     broadcast = kl_divergence.backward(ones.expand(5), p, q, stats, "none", True, True)
     for grad, other in zip(broadcast, kl_divergence.backward(ones, p, q, stats, "sum", True, True), strict=True):
         assert torch.equal(grad, other)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 32])
+def test_narrow_rows_that_are_not_summed_spread(classes: int) -> None:
+    """The same rows in programs of an eighth of the size; no bit of a row depends on it."""
+    whole, spread = Launch.choose(classes, classes), Launch.spread(classes, classes)
+    assert (8 * spread.block_n, 4 * spread.num_warps) == (whole.block_n, whole.num_warps)
+    assert (spread.block_c, spread.grain) == (whole.block_c, whole.grain)
+    p, q = draw(whole.block_n // 8 + 3, classes)
+    loss, stats = kl_divergence.forward(p, q, "none", True)
+    _, stats_of_sum = kl_divergence.forward(p, q, "sum", True)
+    assert torch.equal(stats, stats_of_sum)
+    assert torch.equal(loss, stats[:, 4])
+
+
+def test_wide_rows_do_not() -> None:
+    assert Launch.spread(1000, 1000) == Launch.choose(1000, 1000)

@@ -1,0 +1,97 @@
+"""What is special to the Triton kernels over channels: tiles of any shape, several of them a program.
+
+Parity with the reference on the shared cases is in test_parity.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from bdfast.backends.availability import runs_triton
+from bdfast.ops import channels as ch
+from bdfast.ops.batch_norm_stat_distance import reference as reference_distance
+from bdfast.ops.batch_norm_stat_distance import reference_backward as reference_distance_backward
+from bdfast.ops.clipped_relu import reference, reference_backward
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if (reason := runs_triton(torch.empty(0, device=DEVICE), dtypes=(torch.float32,))) is not None:
+    pytest.skip(f"triton: {reason}", allow_module_level=True)
+
+from bdfast.triton_kernels import batch_norm_stat_distance, channels, clipped_relu  # noqa: E402
+from bdfast.triton_kernels.channels import Launch  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+SHAPES = [(3, 5, 4, 8), (7, 2, 5, 7), (5, 6, 1, 1), (1, 1, 4, 16), (2, 9, 3, 2)]
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 2 samples, 4 channels and 8 elements, and programs that walk over several of them."""
+
+    def choose(cls: type[Launch], numel: int, count: int, inner: int) -> Launch:
+        return cls(2, 4, 1 if inner == 1 else 8, channels.grain(count, inner), 2, 4)
+
+    monkeypatch.setattr(Launch, "choose", classmethod(choose))
+
+
+def draw(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(math.prod(shape))).to(DEVICE)
+    return ch.dense(x, channels_last)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_clipping_over_any_number_of_tiles(shape: tuple[int, ...], channels_last: bool) -> None:
+    x = draw(shape, channels_last=channels_last)
+    channels_last = ch.is_channels_last(x)
+    for bound in (torch.linspace(0.1, 1.0, shape[1], device=DEVICE), torch.tensor(0.5, device=DEVICE)):
+        y, bits = clipped_relu.forward(x, bound, 0.0, True, True)
+        expected = reference(x.double(), bound.double(), 0.0, True, True)
+        torch.testing.assert_close(y, expected[0].float(), rtol=0, atol=0)
+        assert torch.equal(bits, expected[1])
+        scale = torch.linspace(0.5, 2.0, shape[1], device=DEVICE) if bound.dim() else None
+        options = (channels_last, True, True, bound.numel())
+        grads = clipped_relu.backward(x, bits, scale, *options)
+        exact = reference_backward(x.double(), bits, None if scale is None else scale.double(), *options)
+        for grad, wanted in zip(grads, exact, strict=True):
+            torch.testing.assert_close(grad, wanted.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_distance_over_any_number_of_tiles(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], channels_last: bool
+) -> None:
+    monkeypatch.setattr(batch_norm_stat_distance, "PARTS", 2)  # of channels, too, in the last program's sum
+    x = draw(shape, channels_last=channels_last)
+    mean, var = torch.linspace(-1, 1, shape[1], device=DEVICE), torch.linspace(0.5, 2, shape[1], device=DEVICE)
+    distance, stats = batch_norm_stat_distance.forward(x, mean, var)
+    exact, exact_stats = reference_distance(x.double(), mean.double(), var.double())
+    torch.testing.assert_close(distance, exact.float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(stats, exact_stats, rtol=1e-12, atol=1e-12)
+    grad = torch.tensor(0.75, device=DEVICE)
+    got = batch_norm_stat_distance.backward(x, mean, var, stats, grad)
+    wanted = reference_distance_backward(x.double(), mean.double(), var.double(), exact_stats, grad.double())
+    torch.testing.assert_close(got, wanted.float(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("inner", [1, 16, 49, 64, 196, 784, 1024, 3136, 12544, 10**6])
+@pytest.mark.parametrize("count", [1, 3, 64, 96, 512, 2048])
+@pytest.mark.parametrize("samples", [1, 7, 128])
+def test_launch(samples: int, count: int, inner: int) -> None:
+    """Tiles are of the size that registers allow, and cover every channel, however few programs share it."""
+    samples *= 1024 if inner == 1 else 1
+    launch = Launch.choose(samples * count * inner, count, inner)
+    assert launch.block_s * launch.block_c * launch.block_i <= channels.TILE
+    assert (launch.block_i == 1) == (inner == 1)
+    assert (count if inner == 1 else inner) % launch.grain == 0
+    assert -(-inner // launch.block_i) * launch.block_i < 2 * inner
+    assert 1 <= launch.parts <= channels.PARTS
+    assert launch.programs(count) <= max(4096, count) + launch.parts

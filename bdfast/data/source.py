@@ -65,4 +65,5 @@ def to_floats(
         tensor([[[[0., 1.]]]])
     """
     x = images.to(place.device).to(place.dtype)
-    return x / 255 if images.dtype == torch.uint8 else x
+    # By a tensor: by a number, GPUs multiply with 1 / 255, which differs in the last bit.
+    return x / torch.tensor(255, dtype=x.dtype, device=x.device) if images.dtype == torch.uint8 else x

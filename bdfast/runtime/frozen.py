@@ -14,7 +14,7 @@ from bdfast.errors import message
 from bdfast.nn.normalize import normalized, statistics
 from bdfast.runtime.bfloat16 import InBfloat16
 from bdfast.runtime.folding import FoldReport, fold
-from bdfast.runtime.fusing import fused
+from bdfast.runtime.gpu_graph import for_gpu
 from bdfast.runtime.guard import model_device, usable_device
 from bdfast.runtime.hooks import silence_hooks
 from bdfast.runtime.outputs import first_pass, logits_of
@@ -164,7 +164,7 @@ class FrozenModel:
         if self.precision == "bf16":
             network = InBfloat16(network)
         if self.device.type == "cuda" and not self._compile:
-            network = _fused(network, probe)
+            network = _for_gpu(network, probe)
         self._source = network
         return torch.compile(network, dynamic=False) if self._compile else network
 
@@ -190,13 +190,13 @@ def _frozen_copy(
     return work
 
 
-def _fused(network: nn.Module, probe: Tensor) -> nn.Module:
-    """Convolutions that take their ReLU along, where the network's graph is known."""
+def _for_gpu(network: nn.Module, probe: Tensor) -> nn.Module:
+    """Layers that suit a GPU, where the network's graph is known."""
     if isinstance(network, InBfloat16):
         if isinstance(network.network, fx.GraphModule):
-            network.network, _ = fused(network.network, network.entering(probe))
+            network.network, _ = for_gpu(network.network, network.entering(probe))
         return network
-    return fused(network, probe)[0] if isinstance(network, fx.GraphModule) else network
+    return for_gpu(network, probe)[0] if isinstance(network, fx.GraphModule) else network
 
 
 def _format_of(x: Tensor) -> torch.memory_format:

@@ -1,21 +1,20 @@
-"""Convolution, bias, sum and ReLU in one cuDNN call, for networks that nobody trains.
+"""Convolutions that take what surrounds them along, for networks that nobody trains.
 
 PyTorch adds the bias of a convolution, adds the shortcut and takes the ReLU in a pass each over the activations; on an
 H200 these passes cost as much as the convolutions of a ResNet-18 on 32x32 images. cuDNN does all three while the
-result is in registers. Backward, the ReLU's mask is read off its output.
+result is in registers (:class:`ConvReLU`). Backward, the ReLU's mask is read off its output. A strided 1x1 convolution,
+for which cuDNN may convert the layout and leave the tensor cores idle, is a matrix product of every second pixel
+(:class:`StridedPointwise`).
 """
 
 from __future__ import annotations
 
-import copy
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-
-from bdfast.runtime.precision import full_float32
 
 _RELU_CALLS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 _SUM_CALLS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -63,46 +62,56 @@ class _ConvReLU(torch.autograd.Function):
         x, y = ctx.saved_tensors
         conv: nn.Conv2d = ctx.conv
         grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x, _, _ = torch.ops.aten.convolution_backward(
-                grad, x, conv.weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups,
-                [True, False, False],
-            )  # fmt: skip
+        grad_x = _input_gradient(grad, x, conv) if ctx.needs_input_grad[0] else None
         return grad_x, grad if ctx.has_z else None, None
 
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Of the largest logit, between a network and its fused form: a wrong graph differs by far more."""
-
-
-@torch.no_grad()
-def fused(
-    graph: fx.GraphModule,
-    probe: Tensor,  # [n, C, H, W], what the graph takes
-) -> tuple[fx.GraphModule, list[str]]:
-    """The network with its ReLUs in the convolutions before them, and their names; as it is where that fails.
-
-    ``graph`` is not changed. The two are compared on the probe, in full float32.
+class StridedPointwise(nn.Module):
+    """A 1x1 convolution with a stride, as a matrix product; gradients reach x, not the weights.
 
     Example:
-        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).requires_grad_(False)
-        >>> fused(fx.symbolic_trace(net), torch.rand(1, 1, 3, 3))[1]
-        ['0']
+        >>> conv = nn.Conv2d(3, 2, 1, stride=2).requires_grad_(False)
+        >>> x = torch.rand(1, 3, 4, 4)
+        >>> torch.equal(StridedPointwise(conv)(x), conv(x))
+        True
     """
-    merged = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    names = fuse_relus(merged)
-    with full_float32():
-        expected = graph(probe)
-        try:
-            got = merged(probe)
-        except RuntimeError:  # no such kernel
-            return graph, []
-    if not isinstance(got, Tensor) or got.dtype not in TOLERANCE:
-        return graph, []
-    allowed = TOLERANCE[got.dtype] * float(expected.abs().max())
-    same = got.shape == expected.shape and float((got - expected).abs().max()) <= allowed
-    return (merged, names) if names and same else (graph, [])
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H, W]
+    ) -> Tensor:
+        if not x.is_cuda:
+            y: Tensor = self.conv(x)
+            return y
+        return _StridedPointwise.apply(x, self.conv)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _StridedPointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        ctx.conv = conv
+        ctx.save_for_backward(x)
+        weight, bias = conv.weight.flatten(1), conv.bias
+        pixels: Tensor = x[:, :, :: conv.stride[0], :: conv.stride[1]].permute(0, 2, 3, 1)  # [N, H', W', C]
+        return F.linear(pixels, weight, bias).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return _input_gradient(grad, x, ctx.conv), None
+
+
+def _input_gradient(grad: Tensor, x: Tensor, conv: nn.Conv2d) -> Tensor:
+    grad_x, _, _ = torch.ops.aten.convolution_backward(
+        grad, x, conv.weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups,
+        [True, False, False],
+    )  # fmt: skip
+    assert isinstance(grad_x, Tensor)
+    return grad_x
 
 
 def fuse_relus(graph: fx.GraphModule) -> list[str]:
@@ -117,7 +126,7 @@ def fuse_relus(graph: fx.GraphModule) -> list[str]:
     """
     fused = []
     for relu in list(graph.graph.nodes):
-        if not _is_relu(graph, relu):
+        if not is_relu(graph, relu):
             continue
         source = relu.args[0]
         if (conv := _lone_conv(graph, source, relu)) is not None:
@@ -144,7 +153,29 @@ def fuse_relus(graph: fx.GraphModule) -> list[str]:
     return fused
 
 
-def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
+def replace_strided_pointwise(graph: fx.GraphModule) -> list[str]:
+    """Put :class:`StridedPointwise` in place of the convolutions that are that; their names.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 2, 1, stride=2)).requires_grad_(False)
+        >>> replace_strided_pointwise(fx.symbolic_trace(net))
+        ['0']
+    """
+    replaced = []
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or not node.users:
+            continue
+        conv = _lone_conv(graph, node, next(iter(node.users)))
+        if conv is None or conv.kernel_size != (1, 1) or max(conv.stride) == 1 or conv.groups > 1 or any(conv.padding):  # type: ignore[arg-type]
+            continue
+        parent, _, name = str(node.target).rpartition(".")
+        setattr(graph.get_submodule(parent), name, StridedPointwise(conv))
+        replaced.append(str(node.target))
+    return replaced
+
+
+def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node takes the ReLU of another."""
     if node.op == "call_module":
         return type(graph.get_submodule(str(node.target))) is nn.ReLU
     return node.op in ("call_function", "call_method") and node.target in _RELU_CALLS

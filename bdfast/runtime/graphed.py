@@ -156,6 +156,8 @@ def _watched(device: torch.device) -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     for warning in caught:
+        if "Synchronization debug mode is a prototype" in str(warning.message):
+            continue
         if "synchronizing CUDA operation" in str(warning.message):
             obstacles.append(f"a step waits for the device: {str(warning.message).splitlines()[0]}")
         else:

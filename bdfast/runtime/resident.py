@@ -101,6 +101,8 @@ class ResidentData:
         self.labels = labels.to(device)
         self.augment = augment if augment is not None else Augment.none()
         self.device = self.images.device
+        # A tensor: by a number, GPUs multiply with 1 / 255, which differs in the last bit.
+        self._white = torch.tensor(255, dtype=dtype, device=self.device)
         self._dtype = dtype
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -165,8 +167,7 @@ class ResidentData:
             x = crop_and_flip(x, windows, self.augment.crop_padding)
         is_bytes = x.dtype == torch.uint8
         x = x.contiguous(memory_format=self._memory_format).to(self._dtype)  # reordered while it is still bytes
-        # A division: x * (1 / 255) differs in the last bit.
-        return (x.div_(255) if is_bytes else x), self.labels.index_select(0, index), index
+        return (x.div_(self._white) if is_bytes else x), self.labels.index_select(0, index), index
 
 
 def window_starts(

@@ -75,8 +75,9 @@ class TrainConfig:
     precision: Precision = "fp32"
     """"bf16": forward and backward in bfloat16 (autocast), weights in float32."""
 
-    channels_last: bool = False
-    """Keep convolution weights and batches in channels-last memory, which GPUs with tensor cores prefer."""
+    channels_last: bool | None = None
+    """Keep convolution weights and batches in channels-last memory, which GPUs with tensor cores prefer: it halves the
+    time of a step in bfloat16. None: on a GPU in bfloat16."""
 
     compile: bool = False
     """Run forward and backward through ``torch.compile``: worth its minute of start-up in long runs on a GPU."""
@@ -91,13 +92,13 @@ class TrainConfig:
 
     @classmethod
     def fast_cifar10(cls, **changes: Any) -> TrainConfig:
-        """12 epochs of one cycle up to lr 0.1, bfloat16, channels last: a victim in an eighth of the usual passes.
+        """12 epochs of one cycle up to lr 0.1, bfloat16: a victim in an eighth of the usual passes.
 
         Example:
             >>> TrainConfig.fast_cifar10(precision="fp32").epochs
             12
         """
-        recipe = {"epochs": 12, "lr": 0.1, "schedule": "one_cycle", "precision": "bf16", "channels_last": True}
+        recipe = {"epochs": 12, "lr": 0.1, "schedule": "one_cycle", "precision": "bf16"}
         return cls(**{**recipe, **changes})
 
     @classmethod

@@ -60,7 +60,7 @@ def workspace(
     normalize: Normalization | None = None,
     device: str | torch.device | None = None,
     inplace: bool = False,
-    channels_last: bool = False,
+    channels_last: bool | None = None,
     compiled: bool = False,
     quiet: bool = True,
     ranks: Ranks = ALONE,
@@ -71,12 +71,12 @@ def workspace(
         where: the function on whose behalf this happens; it opens the messages.
         model: from NCHW float images to logits, or to an output with ``.logits``.
         data: anything that :func:`bdfast.data.as_tensors` takes.
-        options: a config with ``augment``, ``seed`` and ``deterministic``.
+        options: a config with ``augment``, ``seed``, ``precision`` and ``deterministic``.
         argument: the name of ``data`` in ``where``.
         normalize: (mean, std) of a model that does not normalise its own input.
         device: where to work; None is where the model is.
         inplace: train ``model`` itself.
-        channels_last: memory format of model and batches.
+        channels_last: memory format of model and batches; None: channels_last on a GPU in bfloat16.
         compiled: run the training step's forward and backward through ``torch.compile``.
         quiet: hooks that only watch rest (:mod:`bdfast.runtime.hooks`).
         ranks: processes that train ``model`` together, on the same data, which all of them hold; when the block ends,
@@ -92,6 +92,8 @@ def workspace(
     place = None if device is None else usable_device(where, device)
     actual = place or model_device(model)
     watch = Stopwatch(actual)
+    if channels_last is None:
+        channels_last = actual.type == "cuda" and options.precision == "bf16"
     with (
         isolated_rng(stream_seed(options.seed, f"global {ranks.rank}" if ranks.rank else "global"), actual),
         chosen_kernels(options.deterministic, actual),

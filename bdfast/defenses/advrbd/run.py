@@ -84,7 +84,6 @@ class Run:
             **{"batch_size": self.config.batch_size, "momentum": self.config.momentum, **options},
             weight_decay=self.config.weight_decay, augment=self.config.augment, precision=self.config.precision,
             seed=stream_seed(self.config.seed, f"advrbd: {stage}") % 2**32, deterministic=self.config.deterministic,
-            channels_last=model_device(model).type == "cuda",
         )  # fmt: skip
         before = len(self.history)
         erasing = isinstance(model, RandomErasing)

@@ -1,0 +1,45 @@
+"""A frozen network's graph rewritten for a GPU, and compared with what it was."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx
+
+from bdfast.runtime.fusing import fuse_relus, replace_strided_pointwise
+from bdfast.runtime.precision import full_float32
+from bdfast.runtime.split_conv import split_first
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Of the largest logit, between the two: a wrong graph differs by far more."""
+
+
+@torch.no_grad()
+def for_gpu(
+    graph: fx.GraphModule,
+    probe: Tensor,  # [n, C, H, W], what the graph takes
+) -> tuple[fx.GraphModule, list[str]]:
+    """The network with its layers as :mod:`.fusing` and :mod:`.split_conv` have them, and the names of those.
+
+    ``graph`` is not changed; it is returned as it is where the rewritten one cannot run, or differs on the probe.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).requires_grad_(False)
+        >>> for_gpu(fx.symbolic_trace(net), torch.rand(1, 1, 3, 3))[1]
+        ['0']
+    """
+    merged = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    first = split_first(merged)
+    names = [*([] if first is None else [first]), *fuse_relus(merged), *replace_strided_pointwise(merged)]
+    with full_float32():
+        expected = graph(probe)
+        try:
+            got = merged(probe)
+        except RuntimeError:  # no such kernel
+            return graph, []
+    if not isinstance(got, Tensor) or got.dtype not in TOLERANCE:
+        return graph, []
+    allowed = TOLERANCE[got.dtype] * float(expected.abs().max())
+    same = got.shape == expected.shape and float((got - expected).abs().max()) <= allowed
+    return (merged, names) if names and same else (graph, [])

@@ -171,7 +171,7 @@ def test_out_of_memory_halves_one_batch_and_marks_it(monkeypatch: pytest.MonkeyP
 
 
 def test_checkpoint_is_used_and_that_of_another_run_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "CHUNK", 8)
+    monkeypatch.setattr(MODULE, "CHUNK", {"cpu": 8})
     data, model = images(), network()
     config = KLScoreConfig(steps=2, batch_size=8)
     told: list[dict[str, object]] = []
@@ -196,7 +196,7 @@ def test_the_size_of_a_batch_is_that_of_the_run_that_began(tmp_path: Path, monke
 def resumable(folder: Path | None, data: object) -> ScoreTable:
     """In chunks of 8; the process that is killed calls it, too."""
     torch.set_num_threads(1)
-    MODULE.CHUNK = 8  # type: ignore[attr-defined]
+    MODULE.CHUNK = {"cpu": 8}  # type: ignore[attr-defined]
     return kl_scores(network(), data, KLScoreConfig(steps=2, batch_size=4), checkpoint=folder)
 
 

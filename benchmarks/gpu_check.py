@@ -5,8 +5,9 @@
     python benchmarks/gpu_check.py --device cpu --quick         the same on small cases, to see that it runs
     python benchmarks/gpu_check.py --only ops d3                some of the stages
 
-Needs an NVIDIA GPU, its torch and nvcc, and no network. Every stage runs in a process of its own with a time bound:
-what fails or runs out of time is reported, with what it had found, and the next one goes on. Writes one JSON file to
+Needs an NVIDIA GPU, its torch and nvcc, and no network. Every stage runs in a process of its own with a time bound
+(that of the next one imports meanwhile, and waits): what fails or runs out of time is reported, with what it had found,
+and the next one goes on. Writes one JSON file to
 benchmarks/results/gpu_<name>_<commit>.json, and to the folder $OUT if that is set. Without history (no .git),
 BDFAST_COMMIT says which commit it is.
 
@@ -26,8 +27,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,10 @@ from benchmarks.stages import stages
 TOTAL_SECONDS = 535.0  # what the stages' shares add up to
 GRACE_SECONDS = 5.0  # between a stage's own deadline and its end by force
 CORES_TO_SHARE = 8  # from which stages that time nothing run side by side
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # several processes compile; each would start as many more as there are cores
+}
 LOG_TAIL = 3000  # characters of a failed stage's output that are kept
 
 Report = dict[str, Any]
@@ -66,18 +73,13 @@ def main(argv: list[str] | None = None) -> int:
     ends = time.monotonic() + arguments.seconds
     reports: dict[str, Report] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        groups = side_by_side(chosen)
-        for index, group in enumerate(groups):
-            # Its share of what is left: stages that end early leave more to those that follow.
-            share = group_seconds(group) / sum(map(group_seconds, groups[index:]))
-            limit = share * (ends - time.monotonic())
+        for group, running, limit in turns(chosen, arguments, ends, scratch):
             for stage in group:
                 print(f"=== {stage.name}: {stage.title} (at most {limit:.0f} s)", flush=True)
             with ThreadPoolExecutor(len(group)) as pool:
-                running = {stage.name: pool.submit(run_stage, stage, arguments, limit, scratch) for stage in group}
-                for name, future in running.items():
-                    reports[name] = future.result()
-                    print(f"--- {name}: {_verdict(reports[name])}\n", flush=True)
+                for child, report in zip(running, pool.map(partial(finish, limit=limit), running), strict=True):
+                    reports[child.stage.name] = report
+                    print(f"--- {child.stage.name}: {_verdict(report)}\n", flush=True)
     _write(arguments, reports, sys.argv if argv is None else ["benchmarks/gpu_check.py", *argv])
     _print(chosen, reports)
     return int(any(report["status"] not in ("passed", "skipped") for report in reports.values()))
@@ -99,41 +101,91 @@ def group_seconds(group: Sequence[Stage]) -> float:
     return max(stage.seconds for stage in group)
 
 
-def run_stage(stage: Stage, arguments: argparse.Namespace, limit: float, scratch: str) -> Report:
-    """Run a stage in a process of its own, and end it with everything that it started when its time is over."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, log = Path(folder, "report.json"), Path(folder, "log.txt")
-        command = [sys.executable, str(Path(__file__).resolve()), "--child", stage.name, str(path), scratch]
-        command += ["--device", arguments.device, "--seconds", str(limit - GRACE_SECONDS)]
-        command += ["--quick"] * arguments.quick + (["--data", arguments.data] if arguments.data else [])
-        began = time.monotonic()
-        with log.open("w", encoding="utf-8") as output:
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT,
-                env={"OMP_WAIT_POLICY": "passive", **os.environ},
-            )  # fmt: skip
-            try:
-                process.wait(limit)
-                timed_out = False
-            except subprocess.TimeoutExpired:
-                timed_out = True
-            finally:
-                _end(process)
-        report: Report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"status": "running"}
+def turns(
+    chosen: Sequence[Stage], arguments: argparse.Namespace, ends: float, scratch: str
+) -> Iterator[tuple[list[Stage], list[Child], float]]:
+    """Groups of stages, their processes and the seconds that they have; those of the next group get ready meanwhile."""
+    groups = side_by_side(chosen)
+    waiting: list[Child] = []
+    try:
+        for index, group in enumerate(groups):
+            running = waiting or [start(stage, arguments, scratch) for stage in group]
+            waiting = []
+            if index + 1 < len(groups) and group[0].name != "build":  # before it there is no module to import
+                waiting = [start(stage, arguments, scratch) for stage in groups[index + 1]]
+            # Its share of what is left: stages that end early leave more to those that follow.
+            share = group_seconds(group) / sum(map(group_seconds, groups[index:]))
+            yield group, running, share * (ends - time.monotonic())
+    finally:
+        for child in waiting:
+            _end(child.process)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A stage in a process of its own: imports and a CUDA context are made at once, then it waits for its turn."""
+
+    stage: Stage
+    process: subprocess.Popen[str]
+    folder: tempfile.TemporaryDirectory[str]  # of its report and its output
+
+    @property
+    def report(self) -> Path:
+        return Path(self.folder.name, "report.json")
+
+    @property
+    def log(self) -> Path:
+        return Path(self.folder.name, "log.txt")
+
+
+def start(stage: Stage, arguments: argparse.Namespace, scratch: str) -> Child:
+    """A process that gets ready for a stage, and does nothing yet."""
+    folder = tempfile.TemporaryDirectory()
+    report, log = (str(Path(folder.name, name)) for name in ("report.json", "log.txt"))
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", stage.name, report, scratch]
+    command += ["--device", arguments.device]
+    command += ["--quick"] * arguments.quick + (["--data", arguments.data] if arguments.data else [])
+    with open(log, "w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            cwd=ROOT, env={**ENVIRONMENT, **os.environ},
+        )  # fmt: skip
+    return Child(stage, process, folder)
+
+
+def finish(child: Child, limit: float) -> Report:
+    """Let a stage begin, and end it with everything that it started when its time is over."""
+    began, process = time.monotonic(), child.process
+    try:
+        with contextlib.suppress(OSError):  # it may have ended already
+            print(limit - GRACE_SECONDS, file=process.stdin, flush=True)
+        process.wait(limit)
+        timed_out = False
+    except subprocess.TimeoutExpired:
+        timed_out = True
+    finally:
+        _end(process)
+    with child.folder:
+        report: Report = {"status": "running"}
+        if child.report.exists():
+            report = json.loads(child.report.read_text(encoding="utf-8"))
         if timed_out:
             report |= {"status": "out of time", "reason": f"after {limit:.0f} s"}
         elif report["status"] == "running":
             report |= {"status": "failed", "reason": f"the process ended with code {process.returncode}"}
         if report["status"] not in ("passed", "skipped"):
-            report["log"] = log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
+            report["log"] = child.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
             print(report["log"], flush=True)
-        return {**report, "seconds": round(time.monotonic() - began, 1)}
+    return {**report, "seconds": round(time.monotonic() - began, 1)}
 
 
 def run_child(arguments: argparse.Namespace) -> int:
     """Run one stage here, and keep its report in a file."""
     name, path, scratch = arguments.child
-    deadline = time.monotonic() + arguments.seconds
+    stage = stages()[name]
+    if arguments.device == "cuda" and name != "build":
+        torch.zeros(1, device="cuda")
+    deadline = time.monotonic() + float(sys.stdin.readline())  # its turn has come
 
     def save(result: Result, status: str = "running", reason: str = "") -> None:
         beside = Path(f"{path}.tmp")
@@ -142,7 +194,7 @@ def run_child(arguments: argparse.Namespace) -> int:
 
     context = Context(torch.device(arguments.device), arguments.quick, arguments.data, deadline, save, Path(scratch))
     try:
-        result = stages()[name].run(context)
+        result = stage.run(context)
     except SkipStage as reason:
         save({}, "skipped", str(reason))
     except Exception as error:
@@ -203,7 +255,7 @@ def _verdict(report: Report) -> str:
     return f"{report['status']}: {report['reason'][:160]}" if report.get("reason") else report["status"]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[str]) -> None:
     """End a process and whatever it started and left behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

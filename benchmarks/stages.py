@@ -8,11 +8,11 @@ import pkgutil
 from benchmarks import end_to_end
 from benchmarks.stage import Stage
 
-CHECKS = ("build", "numerics", "compile", "large", "sanitizer", "ops")
+CHECKS = ("build", "numerics", "compile", "large", "sanitizer", "victim", "ops")
 """What times nothing comes first, and at the same time."""
 
 END_TO_END = ("d3", "pad_ft", "score_advrbd", "gic", "train", "backdoorbench", "advrbd")
-"""D3's stage trains the victim that the others take; modules that are not named here come last."""
+"""On the victim of the stage ``victim``; modules that are not named here come last."""
 
 
 LAST = ("tests",)

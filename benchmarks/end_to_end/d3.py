@@ -25,7 +25,7 @@ def run(context: Context) -> Result:
     augment: Any = case.training.augment
     options = {"augment": augment, "precision": precision, **({"epochs": 2} if context.quick else {})}
     ours, baseline = D3Config(**options), FineTuneConfig(**options)
-    result: Result = {"victim": {**scenario.percent(victim.metrics), "seconds": round(victim.seconds, 2)}}
+    result: Result = {"victim": scenario.percent(victim.metrics)}
     result["records"], clean = [], victim.reserve(reserve)
     runs = {"ft": lambda: fine_tune(victim.model, clean, baseline), "d3": lambda: d3(victim.model, clean, ours)}
     for name, run_one in runs.items():

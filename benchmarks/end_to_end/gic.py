@@ -24,7 +24,7 @@ def run(context: Context) -> Result:
     precision: Any = "bf16" if context.device.type == "cuda" else "fp32"
     epochs = 2 if context.quick else EPOCHS
     options: dict[str, Any] = {"precision": precision, "augment": case.training.augment, "epochs": epochs}
-    result: Result = {"victim": {**scenario.percent(victim.metrics), "seconds": round(victim.seconds, 2)}}
+    result: Result = {"victim": scenario.percent(victim.metrics)}
 
     images, labels = victim.reserve(reserve)
     blurred = bdfast.data.shift(images.to(context.device), FAMILY), labels.to(context.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def test_what_times_nothing_runs_side_by_side_where_there_are_cores(monkeypatch:
     chosen = list(stages().values())
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     groups = [[stage.name for stage in group] for group in gpu_check.side_by_side(chosen)]
-    assert groups[:3] == [["build"], ["numerics", "compile", "large", "sanitizer"], ["ops"]]
+    assert groups[:3] == [["build"], ["numerics", "compile", "large", "sanitizer", "victim"], ["ops"]]
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert all(len(group) == 1 for group in gpu_check.side_by_side(chosen))
 
@@ -174,7 +175,7 @@ def test_a_stage_that_does_not_end_well_keeps_what_it_found(
     script.write_text("import sys; " + program.format(keep=keep))
     monkeypatch.setattr(gpu_check, "__file__", str(script))
     arguments = gpu_check._parser().parse_args(["--device", "cpu"])
-    report = gpu_check.run_stage(stages()["large"], arguments, 1.0, str(tmp_path))
+    report = gpu_check.finish(gpu_check.start(stages()["large"], arguments, str(tmp_path)), 1.0)
     assert report["status"] == status
     assert report["reason"] == reason
     assert report["result"] == {"lines": []}
@@ -200,6 +201,7 @@ def test_how_a_stage_ends(
         return outcome
 
     monkeypatch.setattr(gpu_check, "stages", lambda: {"large": replace(large.STAGE, run=run)})
+    monkeypatch.setattr("sys.stdin", io.StringIO("60\n"))
     path = tmp_path / "report.json"
     arguments = gpu_check._parser().parse_args(["--device", "cpu", "--child", "large", str(path), str(tmp_path)])
     assert gpu_check.run_child(arguments) == 0

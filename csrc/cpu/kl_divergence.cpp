@@ -21,7 +21,7 @@ namespace {
 constexpr int64_t kStats = 5;  // (maximum, sum) of p, (maximum, sum) of q, KL
 
 // Rows that are computed together where C <= kNarrow.
-constexpr int64_t kNarrowGroup = 32;
+constexpr int64_t kNarrowGroup = kPack == 1 ? 32 : 64;
 
 // p (d - 1) + q = p (d + exp(-d) - 1) >= 0, up to a factor that p and q share. For |d| < 1/2, where that cancels, by the
 // polynomial of degree 7 in d whose largest relative error there is the least, 2.4e-8. Where p = 0 it is q, whatever d:
@@ -34,7 +34,8 @@ inline Pack kl_term(Pack p, Pack q, Pack d) {
   series = series * d + 4.16657960e-2f;
   series = series * d - 1.66666655e-1f;
   series = series * d + 0.5f;
-  return where_less(square, 0.25f, p * square * series, p * finite + (q - p));
+  const Pack factor = where_less(square, 0.25f, square * series, finite);
+  return p * factor + where_less(square, 0.25f, 0.0f, q - p);
 }
 
 template <class Value>

@@ -21,60 +21,59 @@ namespace {
 constexpr int64_t kStats = 5;  // (maximum, sum) of p, (maximum, sum) of q, KL
 
 // Rows that are computed together where C <= kNarrow.
-constexpr int64_t kNarrowGroup = 32;
+constexpr int64_t kNarrowGroup = kPack == 1 ? 32 : 64;
 
 // p (d - 1) + q = p (d + exp(-d) - 1) >= 0, up to a factor that p and q share. For |d| < 1/2, where that cancels, by the
 // polynomial of degree 7 in d whose largest relative error there is the least, 2.4e-8. Where p = 0 it is q, whatever d:
 // infinite or NaN, d becomes the lowest number, which the maximum below keeps apart from p * NaN.
-inline float kl_term(float p, float q, float d) {
-  constexpr float lowest = -3.402823466e+38f;
-  const float finite = d > lowest ? d : lowest;
-  const float square = d * d;
-  float series = -1.98756289e-4f;
-  series = series * d + 1.39819970e-3f;
+inline Pack kl_term(Pack p, Pack q, Pack d) {
+  const Pack finite = max(Pack(-3.402823466e+38f), d);
+  const Pack square = d * d;
+  Pack series = d * -1.98756289e-4f + 1.39819970e-3f;
   series = series * d - 8.33345217e-3f;
   series = series * d + 4.16657960e-2f;
   series = series * d - 1.66666655e-1f;
   series = series * d + 0.5f;
-  const float near = p * square * series;
-  const float far = p * finite + (q - p);
-  return square < 0.25f ? near : far;
+  const Pack factor = where_less(square, 0.25f, square * series, finite);
+  return p * factor + where_less(square, 0.25f, 0.0f, q - p);
 }
 
-inline float log_ratio(float sum_p, float sum_q) { return log_positive(sum_p) - log_positive(sum_q); }
+template <class Value>
+inline Value log_ratio(Value sum_p, Value sum_q) {
+  return log_positive(sum_p) - log_positive(sum_q);
+}
 
 // exp(z - maximum) of kWidth classes of both rows and the differences of z - maximum, added to sums in lanes of their own.
 template <int64_t kWidth, class T>
 inline void add_classes(const T* p, const T* q, float max_p, float max_q, float* terms_p, float* terms_q, float* below,
-                        float* sum_p, float* sum_q) {
-#pragma omp simd
-  for (int64_t j = 0; j < kWidth; ++j) {
-    const float below_p = to_float(p[j]) - max_p, below_q = to_float(q[j]) - max_q;
-    const float term_p = exp_nonpositive(below_p), term_q = exp_nonpositive(below_q);
-    terms_p[j] = term_p;
-    terms_q[j] = term_q;
-    below[j] = below_p - below_q;
-    sum_p[j] += term_p;
-    sum_q[j] += term_q;
+                        Pack* sum_p, Pack* sum_q) {
+  BDFAST_PACKS
+  for (int64_t k = 0; k < kWidth / kPack; ++k) {
+    const int64_t j = k * kPack;
+    const Pack below_p = load_pack(p + j) - max_p, below_q = load_pack(q + j) - max_q;
+    const Pack term_p = exp_nonpositive(below_p), term_q = exp_nonpositive(below_q);
+    store_pack(terms_p + j, term_p);
+    store_pack(terms_q + j, term_q);
+    store_pack(below + j, below_p - below_q);
+    sum_p[k] += term_p;
+    sum_q[k] += term_q;
   }
 }
 
-inline float add_lanes(const float* lanes) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t lane = 0; lane < kWide; ++lane) sum += lanes[lane];
-  return sum;
-}
-
-// KL of a row, and its (maximum, sum)s; `scratch` has room for 3 times the classes, rounded up to whole vectors.
+// KL of a row, and its (maximum, sum)s; `scratch` has room for 3 times the classes, rounded up to whole vectors. The rows
+// after it are fetched meanwhile.
 template <class T>
-float wide_row(const T* p, const T* q, int64_t classes, float* scratch, float* stats) {
+float wide_row(const T* p, const T* q, const KlDivergenceArgs& a, float* scratch, float* stats) {
+  const int64_t classes = a.classes;
   const int64_t padded = (classes + kLanes - 1) / kLanes * kLanes, whole = classes / kWide * kWide;
   float *terms_p = scratch, *terms_q = scratch + padded, *below = scratch + 2 * padded;
   const float max_p = wide_row_max(p, classes), max_q = wide_row_max(q, classes);
-  alignas(64) float sums_p[kWide] = {}, sums_q[kWide] = {}, sums[kWide] = {};
-  for (int64_t j = 0; j < whole; j += kWide)
+  alignas(64) Pack sums_p[kWide / kPack] = {}, sums_q[kWide / kPack] = {}, sums[kWide / kPack] = {};
+  for (int64_t j = 0; j < whole; j += kWide) {
+    prefetch<kWide>(p + a.stride_p + j);
+    prefetch<kWide>(q + a.stride_q + j);
     add_classes<kWide>(p + j, q + j, max_p, max_q, terms_p + j, terms_q + j, below + j, sums_p, sums_q);
+  }
   // The classes that are left, and -inf up to a whole vector, which adds nothing to any sum.
   alignas(64) float tail_p[kWide], tail_q[kWide];
   for (int64_t j = whole; j < classes; ++j) tail_p[j - whole] = to_float(p[j]), tail_q[j - whole] = to_float(q[j]);
@@ -82,71 +81,81 @@ float wide_row(const T* p, const T* q, int64_t classes, float* scratch, float* s
   for (int64_t j = whole; j < padded; j += kLanes)
     add_classes<kLanes>(tail_p + (j - whole), tail_q + (j - whole), max_p, max_q, terms_p + j, terms_q + j, below + j,
                         sums_p, sums_q);
-  const float sum_p = add_lanes(sums_p), sum_q = add_lanes(sums_q);
+  const float sum_p = sum_packs<kWide>(sums_p), sum_q = sum_packs<kWide>(sums_q);
   const float ratio = log_ratio(sum_p, sum_q), share = sum_p / sum_q;
   for (int64_t j = 0; j < whole; j += kWide) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kWide; ++lane)
-      sums[lane] += kl_term(terms_p[j + lane], terms_q[j + lane] * share, below[j + lane] - ratio);
+    BDFAST_PACKS
+    for (int64_t k = 0; k < kWide / kPack; ++k)
+      sums[k] += kl_term(load_pack(terms_p + j + k * kPack), load_pack(terms_q + j + k * kPack) * share,
+                         load_pack(below + j + k * kPack) - ratio);
   }
   for (int64_t j = whole; j < padded; j += kLanes) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane)
-      sums[lane] += kl_term(terms_p[j + lane], terms_q[j + lane] * share, below[j + lane] - ratio);
+    BDFAST_PACKS
+    for (int64_t k = 0; k < kLanes / kPack; ++k)
+      sums[k] += kl_term(load_pack(terms_p + j + k * kPack), load_pack(terms_q + j + k * kPack) * share,
+                         load_pack(below + j + k * kPack) - ratio);
   }
   stats[0] = max_p, stats[1] = sum_p, stats[2] = max_q, stats[3] = sum_q;
-  return add_lanes(sums) / sum_p;
+  return sum_packs<kWide>(sums) / sum_p;
 }
 
 // The same of `count` <= kGroup rows, one a vector lane.
 template <int64_t kGroup, class T>
 void narrow_rows(const T* p, const T* q, const KlDivergenceArgs& a, int64_t count, float* stats, float* kl) {
+  constexpr int64_t packs = kGroup / kPack;
   // Of each class: z of p, then d; z of q, then exp(z - maximum) of q; exp(z - maximum) of p.
   alignas(64) float block_d[kNarrow * kGroup], block_q[kNarrow * kGroup], block_p[kNarrow * kGroup];
-  alignas(64) float max_p[kGroup], max_q[kGroup], sum_p[kGroup] = {}, sum_q[kGroup] = {}, sum[kGroup] = {};
-  alignas(64) float ratio[kGroup], share[kGroup];
   load_transposed<kGroup>(p, a.stride_p, a.classes, count, block_d);
   load_transposed<kGroup>(q, a.stride_q, a.classes, count, block_q);
-  std::fill(max_p, max_p + kGroup, -INFINITY);
-  std::fill(max_q, max_q + kGroup, -INFINITY);
-  for (int64_t j = 0; j < a.classes; ++j) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kGroup; ++lane) {
-      max_p[lane] = std::max(max_p[lane], block_d[j * kGroup + lane]);
-      max_q[lane] = std::max(max_q[lane], block_q[j * kGroup + lane]);
+  alignas(64) Pack max_p[packs], max_q[packs], sum_p[packs] = {}, sum_q[packs] = {}, sum[packs] = {}, ratio[packs],
+                                               share[packs];
+  std::fill(max_p, max_p + packs, Pack(-INFINITY));
+  std::fill(max_q, max_q + packs, Pack(-INFINITY));
+  for (int64_t at = 0; at < a.classes * kGroup; at += kGroup) {
+    BDFAST_PACKS
+    for (int64_t k = 0; k < packs; ++k) {
+      max_p[k] = max(max_p[k], load_pack(block_d + at + k * kPack));
+      max_q[k] = max(max_q[k], load_pack(block_q + at + k * kPack));
     }
   }
-  for (int64_t j = 0; j < a.classes; ++j) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kGroup; ++lane) {
-      const float below_p = block_d[j * kGroup + lane] - max_p[lane],
-                  below_q = block_q[j * kGroup + lane] - max_q[lane];
-      const float term_p = exp_nonpositive(below_p), term_q = exp_nonpositive(below_q);
-      sum_p[lane] += term_p;
-      sum_q[lane] += term_q;
-      block_p[j * kGroup + lane] = term_p;
-      block_q[j * kGroup + lane] = term_q;
-      block_d[j * kGroup + lane] = below_p - below_q;
+  for (int64_t at = 0; at < a.classes * kGroup; at += kGroup) {
+    BDFAST_PACKS
+    for (int64_t k = 0; k < packs; ++k) {
+      const Pack below_p = load_pack(block_d + at + k * kPack) - max_p[k];
+      const Pack below_q = load_pack(block_q + at + k * kPack) - max_q[k];
+      const Pack term_p = exp_nonpositive(below_p), term_q = exp_nonpositive(below_q);
+      sum_p[k] += term_p;
+      sum_q[k] += term_q;
+      store_pack(block_p + at + k * kPack, term_p);
+      store_pack(block_q + at + k * kPack, term_q);
+      store_pack(block_d + at + k * kPack, below_p - below_q);
     }
   }
-#pragma omp simd
-  for (int64_t lane = 0; lane < kGroup; ++lane) {
-    ratio[lane] = log_ratio(sum_p[lane], sum_q[lane]);
-    share[lane] = sum_p[lane] / sum_q[lane];
+  BDFAST_PACKS
+  for (int64_t k = 0; k < packs; ++k) {
+    ratio[k] = log_ratio(sum_p[k], sum_q[k]);
+    share[k] = sum_p[k] / sum_q[k];
   }
-  for (int64_t j = 0; j < a.classes; ++j) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kGroup; ++lane) {
-      const int64_t at = j * kGroup + lane;
-      sum[lane] += kl_term(block_p[at], block_q[at] * share[lane], block_d[at] - ratio[lane]);
+  for (int64_t at = 0; at < a.classes * kGroup; at += kGroup) {
+    BDFAST_PACKS
+    for (int64_t k = 0; k < packs; ++k) {
+      const int64_t first = at + k * kPack;
+      sum[k] += kl_term(load_pack(block_p + first), load_pack(block_q + first) * share[k],
+                        load_pack(block_d + first) - ratio[k]);
     }
   }
-#pragma omp simd
-  for (int64_t lane = 0; lane < kGroup; ++lane) sum[lane] /= sum_p[lane];
-  std::copy(sum, sum + count, kl);
-  for (int64_t lane = 0; stats != nullptr && lane < count; ++lane) {
-    float* row = stats + kStats * lane;
-    row[0] = max_p[lane], row[1] = sum_p[lane], row[2] = max_q[lane], row[3] = sum_q[lane], row[4] = sum[lane];
+  BDFAST_PACKS
+  for (int64_t k = 0; k < packs; ++k) sum[k] = sum[k] / sum_p[k];
+  alignas(64) float columns[kStats][kGroup];
+  store_packs<kGroup>(sum, columns[4]);
+  std::copy(columns[4], columns[4] + count, kl);
+  if (stats == nullptr) return;
+  store_packs<kGroup>(max_p, columns[0]);
+  store_packs<kGroup>(sum_p, columns[1]);
+  store_packs<kGroup>(max_q, columns[2]);
+  store_packs<kGroup>(sum_q, columns[3]);
+  for (int64_t lane = 0; lane < count; ++lane) {
+    for (int64_t k = 0; k < kStats; ++k) stats[kStats * lane + k] = columns[k][lane];
   }
 }
 
@@ -162,10 +171,12 @@ void forward_rows(const KlDivergenceArgs& a, int64_t begin, int64_t count, float
                                 stats == nullptr ? nullptr : stats + kStats * i, kl + i);
     return;
   }
-  std::vector<float> scratch(static_cast<size_t>(3 * (a.classes + kLanes)));
+  std::vector<float> scratch(static_cast<size_t>(3 * (a.classes + kLanes) + kLanes));
+  const uintptr_t line = kLanes * sizeof(float);  // what a vector that is not aligned to it would straddle
+  float* aligned = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(scratch.data()) + line - 1) / line * line);
   for (int64_t i = 0; i < count; ++i) {
     float row[kStats];
-    kl[i] = row[4] = wide_row(p + i * a.stride_p, q + i * a.stride_q, a.classes, scratch.data(), row);
+    kl[i] = row[4] = wide_row(p + i * a.stride_p, q + i * a.stride_q, a, aligned, row);
     if (stats != nullptr) std::copy(row, row + kStats, stats + kStats * i);
   }
 }
@@ -182,7 +193,8 @@ void forward(const KlDivergenceArgs& a, Reduction reduction, float* loss, float*
 
 // What the gradients of up to kLanes rows start from.
 struct RowScalars {
-  float max_p[kLanes], over_p[kLanes], max_q[kLanes], over_q[kLanes], ratio[kLanes], kl[kLanes], scale[kLanes];
+  alignas(64) float max_p[kLanes], over_p[kLanes], max_q[kLanes], over_q[kLanes], ratio[kLanes], kl[kLanes],
+      scale[kLanes];
 };
 
 void load_scalars(const float* stats, int64_t count, RowScalars& rows) {
@@ -196,29 +208,45 @@ void load_scalars(const float* stats, int64_t count, RowScalars& rows) {
   }
 }
 
-// (grad_p, grad_q) of one class; what is not wanted is not computed.
+// The same of a pack of rows, or of one row in every lane.
+struct PackScalars {
+  Pack max_p, over_p, max_q, over_q, ratio, kl, scale;
+};
+
+PackScalars scalars_of_rows(const RowScalars& rows, int64_t lane) {
+  return {load_pack(rows.max_p + lane),  load_pack(rows.over_p + lane), load_pack(rows.max_q + lane),
+          load_pack(rows.over_q + lane), load_pack(rows.ratio + lane),  load_pack(rows.kl + lane),
+          load_pack(rows.scale + lane)};
+}
+
+PackScalars scalars_of_row(const RowScalars& rows, int64_t lane) {
+  return {rows.max_p[lane], rows.over_p[lane], rows.max_q[lane], rows.over_q[lane],
+          rows.ratio[lane], rows.kl[lane],     rows.scale[lane]};
+}
+
+// (grad_p, grad_q) of a pack; what is not wanted is not computed.
 template <bool kP, bool kQ>
-inline void class_gradients(float z_p, float z_q, const RowScalars& rows, int64_t lane, float& grad_p, float& grad_q) {
-  const float below_p = z_p - rows.max_p[lane], below_q = z_q - rows.max_q[lane];
-  const float p = exp_nonpositive(below_p) * rows.over_p[lane];
+inline void pack_gradients(Pack z_p, Pack z_q, const PackScalars& rows, Pack& grad_p, Pack& grad_q) {
+  const Pack below_p = z_p - rows.max_p, below_q = z_q - rows.max_q;
+  const Pack p = exp_nonpositive(below_p) * rows.over_p;
   if (kP) {
-    const float above = p * (((below_p - below_q) - rows.ratio[lane]) - rows.kl[lane]);
-    const float none = 0.0f * rows.kl[lane];  // NaN where KL is not finite: such a row has no gradient
-    grad_p = rows.scale[lane] * (p == 0.0f ? none : above);
+    const Pack above = p * (((below_p - below_q) - rows.ratio) - rows.kl);
+    const Pack none = rows.kl * 0.0f;  // where p = 0: NaN if KL is not finite, since such a row has no gradient
+    grad_p = rows.scale * where_less(0.0f, p, above, none);
   }
-  if (kQ) grad_q = rows.scale[lane] * (exp_nonpositive(below_q) * rows.over_q[lane] - p);
+  if (kQ) grad_q = rows.scale * (exp_nonpositive(below_q) * rows.over_q - p);
 }
 
 template <bool kP, bool kQ, class T>
 void wide_gradients(const T* p, const T* q, int64_t classes, const RowScalars& rows, int64_t lane, T* grad_p,
                     T* grad_q) {
-#pragma omp simd
-  for (int64_t j = 0; j < classes; ++j) {
-    float class_p = 0.0f, class_q = 0.0f;
-    class_gradients<kP, kQ>(to_float(p[j]), to_float(q[j]), rows, lane, class_p, class_q);
-    if (kP) store(grad_p + j, class_p);
-    if (kQ) store(grad_q + j, class_q);
-  }
+  const PackScalars row = scalars_of_row(rows, lane);
+  for_packs(classes, [&](int64_t j, int64_t n) {
+    Pack pack_p = 0.0f, pack_q = 0.0f;
+    pack_gradients<kP, kQ>(load_first(p + j, n), load_first(q + j, n), row, pack_p, pack_q);
+    if (kP) store_first(grad_p + j, n, pack_p);
+    if (kQ) store_first(grad_q + j, n, pack_q);
+  });
 }
 
 template <bool kP, bool kQ, class T>
@@ -228,12 +256,13 @@ void narrow_gradients(const T* p, const T* q, const KlDivergenceArgs& a, int64_t
   load_transposed<kLanes>(p, a.stride_p, a.classes, count, block_p);
   load_transposed<kLanes>(q, a.stride_q, a.classes, count, block_q);
   for (int64_t j = 0; j < a.classes; ++j) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      float class_p = 0.0f, class_q = 0.0f;
-      class_gradients<kP, kQ>(block_p[j * kLanes + lane], block_q[j * kLanes + lane], rows, lane, class_p, class_q);
-      block_p[j * kLanes + lane] = class_p;
-      block_q[j * kLanes + lane] = class_q;
+    BDFAST_PACKS
+    for (int64_t lane = 0; lane < kLanes; lane += kPack) {
+      float *at_p = block_p + j * kLanes + lane, *at_q = block_q + j * kLanes + lane;
+      Pack pack_p = 0.0f, pack_q = 0.0f;
+      pack_gradients<kP, kQ>(load_pack(at_p), load_pack(at_q), scalars_of_rows(rows, lane), pack_p, pack_q);
+      store_pack(at_p, pack_p);
+      store_pack(at_q, pack_q);
     }
   }
   if (kP) store_transposed<kLanes>(block_p, a.classes, count, grad_p);

@@ -11,6 +11,7 @@
 
 #include "huge_pages.h"
 #include "row_reduce.h"
+#include "row_softmax.h"
 #include "sce_row.h"
 
 namespace bdfast {
@@ -74,12 +75,6 @@ void narrow_backward(const T* rows, int64_t stride, int64_t classes, const float
 }
 
 template <class T>
-void wide_backward(const T* row, int64_t classes, float max, float scale, T* grad) {
-#pragma omp simd
-  for (int64_t j = 0; j < classes; ++j) store(grad + j, scale * exp_nonpositive(to_float(row[j]) - max));
-}
-
-template <class T>
 void backward(const SceLossArgs& a, Reduction reduction, const float* grad_loss, const float* stats, T* grad) {
   const T* logits = static_cast<const T*>(a.logits);
   const float factor = reduction == Reduction::mean ? 1.0f / static_cast<float>(a.rows) : 1.0f;
@@ -97,8 +92,8 @@ void backward(const SceLossArgs& a, Reduction reduction, const float* grad_loss,
         narrow_backward(rows, a.row_stride, a.classes, stats + 2 * i, scale, grad + i * a.classes);
       } else {
         for (int64_t lane = 0; lane < count; ++lane)
-          wide_backward(rows + lane * a.row_stride, a.classes, stats[2 * (i + lane)], scale.others[lane],
-                        grad + (i + lane) * a.classes);
+          scaled_exponentials(rows + lane * a.row_stride, a.classes, stats[2 * (i + lane)], scale.others[lane],
+                              grad + (i + lane) * a.classes);
       }
       // Over the label's entry, where exp(z - max) means nothing and may have overflowed.
       for (int64_t lane = 0; lane < count; ++lane)

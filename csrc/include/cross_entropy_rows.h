@@ -42,11 +42,11 @@ void narrow_cross_entropy(const T* rows, int64_t stride, int64_t classes, const 
     for (int64_t lane = 0; lane < kGroup; ++lane) max[lane] = std::max(max[lane], block[j * kGroup + lane]);
   }
   for (int64_t j = 0; j < classes; ++j) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kGroup; ++lane) {
-      const float term = exp_nonpositive(block[j * kGroup + lane] - max[lane]);
-      block[j * kGroup + lane] = term;
-      sum[lane] += term;
+    BDFAST_PACKS
+    for (int64_t lane = 0; lane < kGroup; lane += kPack) {
+      const Pack term = exp_nonpositive(load_pack(block + j * kGroup + lane) - load_pack(max + lane));
+      store_pack(block + j * kGroup + lane, term);
+      store_pack(sum + lane, load_pack(sum + lane) + term);
     }
   }
 #pragma omp simd
@@ -68,11 +68,11 @@ void narrow_cross_entropy(const T* rows, int64_t stride, int64_t classes, const 
   store_transposed<kGroup>(block, classes, count, grad);
 }
 
-// (maximum, sum of exponentials) of one row.
+// (maximum, sum of exponentials) of one row; `next` is read after it.
 template <class T>
-void wide_row_stats(const T* row, int64_t classes, float* stats) {
+void wide_row_stats(const T* row, const T* next, int64_t classes, float* stats) {
   stats[0] = wide_row_max(row, classes);
-  stats[1] = wide_row_sum<false>(row, classes, stats[0], nullptr);
+  stats[1] = wide_row_sum<false>(row, next, classes, stats[0], nullptr);
 }
 
 // CE of `count` rows from their statistics.
@@ -87,25 +87,25 @@ void cross_entropy_of(const T* rows, int64_t stride, const int64_t* target, int6
 // The gradient of one row from its statistics.
 template <class T>
 void wide_gradient(const T* row, int64_t classes, int64_t target, const float* stats, float weight, T* grad) {
-  const float max = stats[0], scale = weight / stats[1];
-#pragma omp simd
-  for (int64_t j = 0; j < classes; ++j) store(grad + j, scale * exp_nonpositive(to_float(row[j]) - max));
+  const float max = stats[0];
+  scaled_exponentials(row, classes, max, weight / stats[1], grad);
   // The label's entry is rounded once, from float32: (p_y - 1) * weight.
-  const float p = exp_nonpositive(to_float(row[target]) - max) / stats[1];
+  const float p = exp_alone(to_float(row[target]) - max) / stats[1];
   store(grad + target, weight * (p - 1.0f));
 }
 
 // One row and its gradient. In float32 the terms of the sum wait for it in the row of the gradient, in the nearest cache.
 template <class T, class Rule>
-float wide_cross_entropy(const T* row, int64_t classes, int64_t target, const Rule& rule, float* stats, T* grad) {
+float wide_cross_entropy(const T* row, const T* next, int64_t classes, int64_t target, const Rule& rule, float* stats,
+                         T* grad) {
   constexpr bool keep = std::is_same_v<T, float>;
   float ce;
   if constexpr (keep) {
     stats[0] = wide_row_max(row, classes);
-    stats[1] = wide_row_sum<true>(row, classes, stats[0], grad);
+    stats[1] = wide_row_sum<true>(row, next, classes, stats[0], grad);
     ce = (stats[0] - row[target]) + log_positive(stats[1]);
   } else {
-    wide_row_stats(row, classes, stats);
+    wide_row_stats(row, next, classes, stats);
     cross_entropy_of(row, 0, &target, 1, stats, &ce);
   }
   if (rule.at_rest(ce)) {
@@ -140,11 +140,16 @@ double sum_cross_entropy(const LabelledRows& a, const Rule& rule, float* each, f
                                     std::min(group, count - i), rule, values + i, row_stats + 2 * i,
                                     dz == nullptr ? nullptr : dz + i * a.classes);
     } else if (dz != nullptr) {
-      for (int64_t i = 0; i < count; ++i)
-        values[i] =
-            wide_cross_entropy(z + i * a.row_stride, a.classes, target[i], rule, row_stats + 2 * i, dz + i * a.classes);
+      for (int64_t i = 0; i < count; ++i) {
+        const T* row = z + i * a.row_stride;
+        values[i] = wide_cross_entropy(row, row + a.row_stride, a.classes, target[i], rule, row_stats + 2 * i,
+                                       dz + i * a.classes);
+      }
     } else {
-      for (int64_t i = 0; i < count; ++i) wide_row_stats(z + i * a.row_stride, a.classes, row_stats + 2 * i);
+      for (int64_t i = 0; i < count; ++i) {
+        const T* row = z + i * a.row_stride;
+        wide_row_stats(row, row + a.row_stride, a.classes, row_stats + 2 * i);
+      }
       cross_entropy_of(z, a.row_stride, target, count, row_stats, values);
     }
     for (int64_t i = 0; i < count; ++i) values[i] = rule.loss(values[i]);
@@ -162,15 +167,15 @@ void narrow_gradients(const T* rows, int64_t stride, int64_t classes, const int6
     scale[lane] = weight[lane] / stats[2 * lane + 1];
   }
   for (int64_t j = 0; j < classes; ++j) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      float& z = block[j * kLanes + lane];
-      z = scale[lane] * exp_nonpositive(z - max[lane]);
+    BDFAST_PACKS
+    for (int64_t lane = 0; lane < kLanes; lane += kPack) {
+      float* z = block + j * kLanes + lane;
+      store_pack(z, exp_nonpositive(load_pack(z) - load_pack(max + lane)) * load_pack(scale + lane));
     }
   }
   for (int64_t lane = 0; lane < count; ++lane) {
     const float z = to_float(rows[lane * stride + target[lane]]);
-    const float p = exp_nonpositive(z - stats[2 * lane]) / stats[2 * lane + 1];
+    const float p = exp_alone(z - stats[2 * lane]) / stats[2 * lane + 1];
     block[target[lane] * kLanes + lane] = weight[lane] * (p - 1.0f);
   }
   store_transposed<kLanes>(block, classes, count, grad);

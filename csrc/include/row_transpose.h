@@ -66,9 +66,9 @@ struct Quads16 {
   static constexpr int64_t rows = 16;
   static Register load(const float* row, int64_t stride) {
     Register r = _mm512_castps128_ps512(_mm_loadu_ps(row));
-    r = _mm512_insertf32x4(r, _mm_loadu_ps(row + 4 * stride), 1);
-    r = _mm512_insertf32x4(r, _mm_loadu_ps(row + 8 * stride), 2);
-    return _mm512_insertf32x4(r, _mm_loadu_ps(row + 12 * stride), 3);
+    r = _mm512_mask_broadcast_f32x4(r, 0x00f0, _mm_loadu_ps(row + 4 * stride));
+    r = _mm512_mask_broadcast_f32x4(r, 0x0f00, _mm_loadu_ps(row + 8 * stride));
+    return _mm512_mask_broadcast_f32x4(r, 0xf000, _mm_loadu_ps(row + 12 * stride));
   }
   static void store(float* row, int64_t stride, Register r) {
     _mm_storeu_ps(row, _mm512_castps512_ps128(r));

@@ -4,7 +4,7 @@
 //   1 - p_y = sigmoid(m),  CE = -log p_y = softplus(m),  RCE = |A| (1 - p_y)
 #pragma once
 
-#include "row_math.h"
+#include "pack.h"
 #include "rows.h"
 
 namespace bdfast {
@@ -55,8 +55,11 @@ void narrow_sce_rows(const T* rows, int64_t stride, int64_t classes, const int64
     sum[lane] = bad[lane];
   }
   for (int64_t j = 0; j < classes; ++j) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kGroup; ++lane) sum[lane] += exp_nonpositive(block[j * kGroup + lane] - max[lane]);
+    BDFAST_PACKS
+    for (int64_t lane = 0; lane < kGroup; lane += kPack) {
+      const Pack term = exp_nonpositive(load_pack(block + j * kGroup + lane) - load_pack(max + lane));
+      store_pack(sum + lane, load_pack(sum + lane) + term);
+    }
   }
   std::copy(max, max + count, max_out);
   std::copy(sum, sum + count, sum_out);
@@ -68,6 +71,20 @@ inline void merge(float& max, float& sum, float max_b, float sum_b) {
   const float top = sum == 0.0f ? max_b : std::max(max, max_b);
   sum = (sum == 0.0f ? 0.0f : sum * exp_nonpositive(max - top)) + sum_b * exp_nonpositive(max_b - top);
   max = top;
+}
+
+// Sum of exp(z - max) over whole vectors.
+inline float sum_of_exponentials(const float* z, int64_t vectors, float max) {
+#ifdef __AVX512F__
+  Pack sums[2];
+  for (int64_t i = 0; i < vectors; ++i) sums[i % 2] += exp_nonpositive(load_pack(z + i * kLanes) - max);
+  return sum(sums[0] + sums[1]);
+#else
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < vectors * kLanes; ++j) sum += exp_nonpositive(z[j] - max);
+  return sum;
+#endif
 }
 
 // One row, a tile of classes at a time. `y` outside [0, classes) excludes nothing and leaves `label` as it is.
@@ -93,9 +110,7 @@ void wide_sce_row(const T* row, int64_t classes, int64_t y, float& max_out, floa
 #pragma omp simd reduction(max : max)
     for (int64_t j = 0; j < vectors * kLanes; ++j) max = std::max(max, tile[j]);
     max = shift_of(max);
-    float sum = bad;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < vectors * kLanes; ++j) sum += exp_nonpositive(tile[j] - max);
+    float sum = bad + sum_of_exponentials(tile, vectors, max);
     merge(row_max, row_sum, max, sum);
   }
   max_out = row_max;

@@ -135,6 +135,25 @@ def test_gradient_made_ahead_is_that_of_the_backward(classes: int, reduction: An
     torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6 * float(second.abs().max()))
 
 
+@pytest.mark.parametrize("classes", [10, 33, 1000])
+def test_gradient_made_ahead_has_the_bits_of_a_later_one(classes: int) -> None:
+    logits = (torch.randn(70, classes) * 4).requires_grad_()
+    loss = hinge_cross_entropy(logits, torch.randint(classes, (70,)), 0.5, backend="cpp")
+    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("classes", [30, 1000])
+def test_small_probabilities_keep_their_relative_precision(classes: int) -> None:
+    """Down to the smallest normal number, under which they are 0."""
+    logits = torch.cat((torch.zeros(1), -torch.linspace(0.0, 86.0, classes - 2), torch.tensor([-120.0])))[None]
+    logits.requires_grad_()
+    (grad,) = torch.autograd.grad(hinge_cross_entropy(logits, torch.zeros(1).long(), 0.0, "sum", backend="cpp"), logits)
+    exact = logits.detach().double().softmax(1)
+    torch.testing.assert_close(grad[0, 1:-1].double(), exact[0, 1:-1], rtol=6e-7, atol=0)
+    assert grad[0, -1] == 0
+
+
 def test_no_second_derivative() -> None:
     logits = LOGITS.clone().requires_grad_()
     (grad,) = torch.autograd.grad(hinge_cross_entropy(logits, TARGET, 0.1), logits, create_graph=True)

@@ -111,7 +111,7 @@ CASES = (
     Case(
         "blocks+1",
         "one class past a block, and rows past a tile",
-        {"shape": (258, 4097), "width": 8},
+        {"shape": (1026, 1025), "width": 8},
         (torch.float32,),
         conditioning=_SUMS,
     ),

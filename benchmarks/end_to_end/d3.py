@@ -36,7 +36,7 @@ def run(context: Context) -> Result:
         timings = {part: round(value, 3) for part, value in purified.timings.items()}
         result["records"].append({**record, "timings": timings})
         context.save(result)
-    result["step"] = step_times(victim, options, reserve, rounds=2 if context.quick else 6)
+    result["step"] = step_times(victim, options, reserve, rounds=2 if context.quick else 4)
     return result
 
 
@@ -87,4 +87,4 @@ def _ratio(steps: dict[str, Any], defense: str) -> Cell:
     return None if ratio is None else f"{ratio:.3f}"
 
 
-STAGE = Stage("d3", "D3 and fine-tuning, CIFAR-10, PreAct-ResNet18, BadNets", 80.0, run, table)
+STAGE = Stage("d3", "D3 and fine-tuning, CIFAR-10, PreAct-ResNet18, BadNets", 60.0, run, table)

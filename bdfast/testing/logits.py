@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bdfast.testing.draws import seeded
+
 
 def draw_logits(
     device: torch.device,
@@ -27,7 +29,7 @@ def draw_logits(
         special: ``"confident"`` raises every label far past what float32 probabilities tell apart, ``"outliers"`` has
             logits of thousands, ``"-inf"`` masked classes, ``"non-finite"`` NaN and infinities in rows of their own.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     n, c = shape
     logits = torch.randn(n, c, generator=generator) * scale
     target = torch.randint(c, (n,), generator=generator)

@@ -13,6 +13,7 @@ from torch import Tensor
 from bdfast.ops import channels as ch
 from bdfast.ops.batch_norm_clipped_relu import FORWARD, batch_norm_clipped_relu
 from bdfast.ops.clipped_relu import BACKWARD
+from bdfast.testing.draws import seeded
 from bdfast.testing.ops import clipped_relu as plain
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
@@ -34,7 +35,7 @@ def make(
     parameter_dtype: torch.dtype = torch.float32,
 ) -> Inputs:
     """Activations that no rounding of the batch norm carries across 0 or a bound, where a gradient jumps."""
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     c = shape[1]
     mean, bias = torch.randn(2, c, generator=generator).to(parameter_dtype)
     var, weight = (0.5 + torch.rand(2, c, generator=generator)).to(parameter_dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bdfast.ops.batch_norm_stat_distance import BACKWARD, FORWARD, batch_norm_stat_distance
 from bdfast.ops.precision import compute_dtype
+from bdfast.testing.draws import seeded
 from bdfast.testing.ops.clipped_relu import arrange
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
@@ -26,7 +27,7 @@ def make(
     special: str = "",
 ) -> Inputs:
     """Activations of spread 2 around ``offset``, and running statistics some way from theirs."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     x = 2.0 * torch.randn(shape, generator=generator) + offset
     if special == "nan":
         x.view(-1)[0] = torch.nan

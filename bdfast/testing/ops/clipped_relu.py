@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bdfast.ops import channels as ch
 from bdfast.ops.clipped_relu import BACKWARD, FORWARD, clipped_relu
+from bdfast.testing.draws import seeded
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
 _ALL = (torch.float32, torch.float16, torch.bfloat16)
@@ -31,7 +32,7 @@ def make(
 
     ``bound``: "channel" and "column" are [C] and [C, 1, 1], "scalar" 0-dim, and a number is itself.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     x = 2.0 * torch.randn(shape, generator=generator)
     grad = torch.randn(shape, generator=generator)
     z = 0.5 + 1.5 * torch.rand(shape[1], generator=generator)

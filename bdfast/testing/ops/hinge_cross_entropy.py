@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.ops.hinge_cross_entropy import BACKWARD, FORWARD, FORWARD_WITH_GRADIENT, hinge_cross_entropy
+from bdfast.testing.draws import seeded
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
 _ALL = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,7 +29,7 @@ def make(
     special: str = "",
 ) -> Inputs:
     """Logits of spread ``scale`` with the label raised in half of the rows, so that both sides of the hinge occur."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     n, c = shape
     logits = torch.randn(n, c, generator=generator) * scale
     target = torch.randint(c, (n,), generator=generator)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bdfast.ops.histogram_entropy import ENTROPY, histogram_entropy
+from bdfast.testing.draws import seeded
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
 _ALL = (torch.float32, torch.float16, torch.bfloat16)
@@ -30,7 +31,7 @@ def make(
 
     ``special``: "edges" (a third of the elements lie on one), "equal" (one value), "nan", "inf".
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     bell = bins / 2 + bins / 8 * torch.randn(shape, generator=generator, dtype=torch.float64)
     inside = 0.25 + 0.5 * torch.rand(shape, generator=generator, dtype=torch.float64).mul(2).round().div(2)
     place = bell.floor().clamp(0, bins - 1) + inside  # 0.25, 0.5 or 0.75 into its bin: exact in half precision too

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.ops.kl_divergence import BACKWARD, FORWARD, kl_divergence
+from bdfast.testing.draws import seeded
 from bdfast.testing.logits import draw_logits
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
@@ -31,9 +32,11 @@ def make(
     ``wants`` names what is differentiated: ``"p"``, ``"q"``, ``"pq"``, or nothing, which times a scoring pass.
     """
     p, _ = draw_logits(device, dtype, shape, **options)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     noise = apart * torch.randn(shape, generator=generator)
-    q = (draw_logits(torch.device("cpu"), torch.float32, shape, scale=options.get("scale", 3.0))[0] + noise).to(p)
+    q = (draw_logits(noise.device, torch.float32, shape, scale=options.get("scale", 3.0))[0] + noise).to(
+        p
+    )
     if options.get("special") == "-inf":
         q = torch.where(p.isinf(), p, q)
     if options.get("special") == "non-finite":

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.ops.linear_sce_margin import LINEAR_MARGIN, linear_sce_margin
+from bdfast.testing.draws import seeded
 from bdfast.testing.ops.sce_margin import closed_form
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
@@ -27,7 +28,7 @@ def make(
     special: str = "",
 ) -> Inputs:
     """Features ``[N, D]`` drawn around the weight of their label, so that half of the keys are confident."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     n, c = shape
     weight = torch.randn(c, width, generator=generator) / max(width, 1) ** 0.5
     target = torch.randint(c, (n,), generator=generator)

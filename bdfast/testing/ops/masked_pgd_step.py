@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bdfast.ops import patches
 from bdfast.ops.masked_pgd_step import STEP, masked_pgd_step_
+from bdfast.testing.draws import seeded
 from bdfast.testing.ops.clipped_relu import arrange
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
@@ -34,7 +35,7 @@ def make(
     ``at``: centers "inside", on the "corners" or "outside" the images. ``bounds``: one "number" for all channels or one
     for each "channel". ``layout``: that of all tensors, or "mixed": gradients in channels_last alone.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     samples, channels, height, width = shape
     x = torch.rand(shape, generator=generator)
     centers = draw_centers(generator, samples, height, width, at)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bdfast.ops import patches
 from bdfast.ops.masked_random_start import START, masked_random_start
+from bdfast.testing.draws import seeded
 from bdfast.testing.ops.clipped_relu import arrange
 from bdfast.testing.ops.masked_pgd_step import draw_centers
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
@@ -31,7 +32,7 @@ def make(
     special: str = "",
 ) -> Inputs:
     """Images in [0, 1] whose ids go down from 2^40; the other options as for masked_pgd_step_."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     samples, channels, height, width = shape
     x = torch.rand(shape, generator=generator)
     if special == "nan" and x.numel():

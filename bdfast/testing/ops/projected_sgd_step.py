@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bdfast.ops.projected_sgd_step import STEP, projected_sgd_step_
+from bdfast.testing.draws import seeded
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -32,7 +33,7 @@ def make(
 
     ``carried``: "" measures the distance every step, "unknown" carries it from zeros, "known" from the true distance.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
 
     def draw(shape: tuple[int, ...]) -> Tensor:
         t = torch.randn(shape, generator=generator).to(device, dtype)

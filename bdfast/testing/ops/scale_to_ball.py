@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bdfast.ops.scale_to_ball import SCALE, _radius, scale_to_ball_
+from bdfast.testing.draws import seeded
 from bdfast.testing.ops.clipped_relu import arrange
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
@@ -30,7 +31,7 @@ def make(
 
     ``radius``: "number", "tensor" ([N]), or a number itself.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     d = torch.randn(shape, generator=generator)
     images, numel = shape[0], d[0].numel() if shape[0] else 1
     d = d * (0.5 + torch.arange(images) / max(1, images)).reshape(-1, *(1,) * (len(shape) - 1))

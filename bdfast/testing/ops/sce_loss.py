@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.ops.sce_loss import BACKWARD, FORWARD, sce_loss
+from bdfast.testing.draws import seeded
 from bdfast.testing.logits import draw_logits
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
@@ -29,7 +30,7 @@ def make(
 ) -> Inputs:
     """Logits and labels (see :func:`bdfast.testing.logits.draw_logits`), a gradient of the loss, the options."""
     logits, target = draw_logits(device, dtype, shape, **options)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     grad = torch.randn(shape[0] if reduction == "none" else (), generator=generator).to(device)
     weights = {"alpha": alpha, "beta": beta, "log_zero": log_zero, "reduction": reduction}
     return {"logits": logits, "target": target, "grad": grad, "options": weights}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bdfast.ops.smallest_per_class import SELECT, smallest_per_class
+from bdfast.testing.draws import seeded
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
 
 _ALL = (torch.float32, torch.float16, torch.bfloat16)
@@ -30,7 +31,7 @@ def make(
     ``balance``: "even", "gaps" (every third class is empty), "one" (nearly all in the last class). ``special``: "ties"
     (five different scores), "equal", "zeros" (of both signs), "non-finite".
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     (n,) = shape
     scores = torch.randn(n, generator=generator)
     labels = torch.randint(classes, (n,), generator=generator)

@@ -88,7 +88,7 @@ def forward(
     n, c = z.shape
     margin = z.new_empty(n, dtype=torch.float32)
     if n > 0:
-        launch = Launch.spread(c, z.stride(0))
+        launch = Launch.few_warps(c, z.stride(0))
         with on_device_of(z):
             enqueue(
                 sce_margin_kernel, cdiv(n, launch.block_n),
@@ -106,7 +106,7 @@ def _aot_variant(dtype: str, classes: int, **ones: int) -> AotVariant:
         "C": "i32",
         "stride_n": "i32",
     }
-    return row_variant(sce_margin_kernel, types, dict(ones), classes, spread=True)
+    return row_variant(sce_margin_kernel, types, dict(ones), classes, Launch.few_warps)
 
 
 AOT_VARIANTS = [

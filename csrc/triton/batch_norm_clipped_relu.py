@@ -15,7 +15,7 @@ from torch import Tensor
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels import clipped_relu as plain
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.channels import BLOCK, grain, memory_tile, store_bits
+from bdfast.triton_kernels.channels import BLOCK, memory_tile, order, store_bits
 from bdfast.triton_kernels.clipped_relu import BLOCKS, _clip
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import on_device_of
@@ -46,6 +46,7 @@ def batch_norm_clipped_relu_fwd_kernel(
     CLIP: tl.constexpr,
     GRAIN: tl.constexpr,
     LAST: tl.constexpr,
+    CYCLE: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -54,7 +55,7 @@ def batch_norm_clipped_relu_fwd_kernel(
     # Reads x, writes y; one bit an element and gradient more.
     # Accumulates nothing; arithmetic in float32.
     block = tl.program_id(0).to(tl.int64) * BLOCKS
-    o_x, m_x, b_c = memory_tile(block, numel, channels, inner, GRAIN, LAST, BLOCKS)
+    o_x, m_x, b_c = memory_tile(block, numel, channels, inner, GRAIN, LAST, CYCLE, BLOCKS)
     b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_scale = tl.rsqrt(tl.load(p_var + b_c) + eps)
     if HAS_WEIGHT:
@@ -114,7 +115,7 @@ def forward(
             *plain.bit_planes(bits, x, need_x, need_bound), x.numel(), channels, inner,
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_BOUND=bound is not None,
             ONE_BOUND=bound is not None and bound.numel() == 1, PASS=need_x, CLIP=need_bound,
-            GRAIN=grain(channels, inner), LAST=inner == 1, BLOCKS=BLOCKS, BLOCK_C=BLOCKS * ch.BLOCK, num_warps=4,
+            **order(channels, inner), BLOCKS=BLOCKS, BLOCK_C=BLOCKS * ch.BLOCK, num_warps=4,
         )  # fmt: skip
     return y, bits, scale
 
@@ -130,7 +131,7 @@ def _variant(dtype: str, needs: bool, inner: int = 1024) -> AotVariant:
     }  # fmt: skip
     constants: dict[str, Any] = {
         "HAS_WEIGHT": True, "HAS_BIAS": True, "HAS_BOUND": True, "ONE_BOUND": False, "PASS": needs, "CLIP": needs,
-        "BLOCKS": BLOCKS, "BLOCK_C": BLOCKS * ch.BLOCK, **plain.order(64, inner),
+        "BLOCKS": BLOCKS, "BLOCK_C": BLOCKS * ch.BLOCK, **order(64, inner), **plain.ones(inner),
     }  # fmt: skip
     return AotVariant.of(batch_norm_clipped_relu_fwd_kernel, types, constants, 4)
 

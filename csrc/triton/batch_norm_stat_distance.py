@@ -14,10 +14,14 @@ from torch import Tensor
 
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.channels import PARTS, Launch, channel_sums, channel_tile, own_channels, tiles_of
-from bdfast.triton_kernels.clipped_relu import ones
+from bdfast.triton_kernels.channels import Launch, channel_sums, channel_tile, lane_sums, own_channels, tiles_of
+from bdfast.triton_kernels.clipped_relu import BYTES, ones
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import on_device_of
+
+# Of the forward, which writes next to nothing: all programs are there at once, have several tiles each, and leave the
+# second launch one sum in four.
+TILE, PROGRAMS = 4096, 512
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
@@ -32,6 +36,7 @@ def batch_norm_stat_distance_fwd_kernel(
     channels,
     inner,
     parts,
+    ROWS: tl.constexpr,
     GRAIN: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -45,19 +50,19 @@ def batch_norm_stat_distance_fwd_kernel(
         tl.store(p_done, 0)
     part, o_c, m_c = own_channels(parts, channels, BLOCK_C)
     b_pivot = tl.load(p_running_mean + o_c, mask=m_c, other=0.0).to(tl.float64)
-    b_first = tl.zeros((BLOCK_C,), tl.float64)
-    b_second = tl.zeros((BLOCK_C,), tl.float64)
+    b_first = tl.zeros((BLOCK_C, ROWS, BLOCK_I), tl.float64)
+    b_second = tl.zeros((BLOCK_C, ROWS, BLOCK_I), tl.float64)
     tile = part
     while tile < tiles_of(samples, inner, BLOCK_S, BLOCK_I):
         o_x, m_x = channel_tile(tile, samples, channels, inner, o_c, GRAIN, BLOCK_S, BLOCK_I)
         b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
-        b_d = tl.where(m_x, b_x.to(tl.float64) - b_pivot[None, :, None], 0.0)
-        b_first += channel_sums(b_d)
-        b_second += channel_sums(b_d * b_d)
+        b_d = tl.where(m_x, b_x.to(tl.float64) - b_pivot[:, None, None], 0.0)
+        b_first += lane_sums(b_d, ROWS)
+        b_second += lane_sums(b_d * b_d, ROWS)
         tile += parts
     o_p = o_c.to(tl.int64) * parts + part
-    tl.store(p_partials + o_p, b_first, mask=m_c)
-    tl.store(p_partials + channels * parts + o_p, b_second, mask=m_c)
+    tl.store(p_partials + o_p, channel_sums(b_first), mask=m_c)
+    tl.store(p_partials + channels * parts + o_p, channel_sums(b_second), mask=m_c)
 
 
 @triton.jit
@@ -131,7 +136,7 @@ def batch_norm_stat_distance_bwd_kernel(
     while tile < tiles_of(samples, inner, BLOCK_S, BLOCK_I):
         o_x, m_x = channel_tile(tile, samples, channels, inner, o_c, GRAIN, BLOCK_S, BLOCK_I)
         b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
-        b_dx = b_slope[None, :, None] * (b_x.to(tl.float64) - b_mean[None, :, None]) + b_shift[None, :, None]
+        b_dx = b_slope[:, None, None] * (b_x.to(tl.float64) - b_mean[:, None, None]) + b_shift[:, None, None]
         tl.store(p_grad_x + o_x, b_dx.to(tl.float32).to(p_grad_x.dtype.element_ty), mask=m_x)
         tile += parts
 
@@ -152,19 +157,19 @@ def forward(
     if x.numel() == 0:
         return distance.fill_(torch.nan), stats.fill_(torch.nan)
     numel, channels, inner = ch.layout(x, channels_last, x.shape[1])
-    launch = Launch.choose(numel, channels, inner)
+    launch = Launch.choose(numel, channels, inner, TILE, PROGRAMS)
     partials = x.new_empty((2, channels, launch.parts), dtype=torch.float64)
     distances, done = x.new_empty(channels, dtype=torch.float64), x.new_empty((), dtype=torch.int32)
     with on_device_of(x):
         enqueue(
             batch_norm_stat_distance_fwd_kernel, launch.programs(channels),
             x, mean, partials, done, numel // (channels * inner), channels, inner, launch.parts,
-            **launch.constants(), num_warps=launch.num_warps,
+            **launch.sums(x.element_size()), num_warps=launch.num_warps,
         )  # fmt: skip
         enqueue(
             batch_norm_stat_distance_stats_kernel, channels,
             partials, mean, var, stats, distances, distance, done, numel // channels, channels, launch.parts,
-            BLOCK=PARTS, num_warps=4,
+            BLOCK=PROGRAMS, num_warps=4,
         )  # fmt: skip
     return distance, stats
 
@@ -203,11 +208,12 @@ _STATISTICS = {"p_running_mean": "*fp32", "p_running_var": "*fp32", "p_stats": "
 def _both_ways(dtype: str, channels: int, inner: int) -> list[AotVariant]:
     forward_types = {"p_x": f"*{dtype}", "p_running_mean": "*fp32", "p_partials": "*fp64", "p_done": "*i32", **_SIZES}
     backward_types = {"p_x": f"*{dtype}", **_STATISTICS, "p_grad": "*fp32", "p_grad_x": f"*{dtype}", **_SIZES}
-    launch = Launch.choose(128 * channels * inner * (1024 if inner == 1 else 1), channels, inner)
-    constants = {**launch.constants(), **ones(inner)}
+    sizes = 128 * channels * inner * (1024 if inner == 1 else 1), channels, inner
+    first, second = Launch.choose(*sizes, TILE, PROGRAMS), Launch.choose(*sizes)
+    sums, plain = {**first.sums(BYTES[dtype]), **ones(inner)}, {**second.constants(), **ones(inner)}
     return [
-        AotVariant.of(batch_norm_stat_distance_fwd_kernel, forward_types, constants, launch.num_warps),
-        AotVariant.of(batch_norm_stat_distance_bwd_kernel, backward_types, constants, launch.num_warps),
+        AotVariant.of(batch_norm_stat_distance_fwd_kernel, forward_types, sums, first.num_warps),
+        AotVariant.of(batch_norm_stat_distance_bwd_kernel, backward_types, plain, second.num_warps),
     ]
 
 
@@ -221,7 +227,7 @@ AOT_VARIANTS = [
             "p_partials": "*fp64", **_STATISTICS, "p_distances": "*fp64", "p_distance": "*fp32", "p_done": "*i32",
             "per_channel": "i32", "channels": "i32", "parts": "i32",
         },
-        {"BLOCK": PARTS},
+        {"BLOCK": PROGRAMS},
         4,
     ),
 ]  # fmt: skip

@@ -19,8 +19,10 @@ from bdfast.triton_kernels.rows import cdiv
 
 LANES, BITS, BLOCK = tl.constexpr(ch.LANES), tl.constexpr(ch.BITS), tl.constexpr(ch.BLOCK)
 
-PARTS = 1024  # most partial sums of a channel; the tile in which a second launch adds them
+PARTS = 2048  # most partial sums of a channel
 TILE = 2048  # elements of a program at a time: 16 a thread, four loads of 16 bytes in flight
+RUN = 512  # most of them in a row
+SUMS = 2048  # bytes of a tile whose elements have a sum each: what 128 threads load at once
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,19 @@ class Launch:
 
     @classmethod
     @functools.lru_cache(maxsize=1024)  # a choice takes longer than the kernel that it is for
-    def choose(cls, numel: int, channels: int, inner: int) -> Launch:
-        """Tiles that lie along memory in runs of 64 elements and more, and some 4096 programs in all.
+    def choose(cls, numel: int, channels: int, inner: int, tile: int = TILE, programs: int = 4096) -> Launch:
+        """Tiles of ``tile`` elements, along memory in runs of 64 and more, and some ``programs`` in all.
 
         No plane is cut into elements by a division: a plane is a row of the tile, padded to a power of two, or several
         rows, of the length that pads least.
         """
         samples = numel // (channels * inner)
-        lengths = [min(triton.next_power_of_2(inner), length) for length in (TILE, TILE // 2, TILE // 4)]
+        lengths = [min(triton.next_power_of_2(inner), length) for length in (RUN, RUN // 2)]
         block_i = min(lengths, key=lambda length: cdiv(inner, length) * length)
         block_c = min(triton.next_power_of_2(channels), max(1, 64 // block_i))
-        block_s = min(triton.next_power_of_2(samples), TILE // (block_c * block_i))
+        block_s = min(triton.next_power_of_2(samples), tile // (block_c * block_i))
         tiles = cdiv(samples, block_s) * cdiv(inner, block_i)
-        parts = max(1, min(tiles, PARTS, 4096 // cdiv(channels, block_c)))
+        parts = max(1, min(tiles, PARTS, programs // cdiv(channels, block_c)))
         divisor = grain(channels, inner)
         # Loads of single elements keep an address each in registers: fewer of them a thread.
         return cls(block_s, block_c, block_i, divisor, parts, 4 if divisor >= 4 else 16)
@@ -70,10 +72,21 @@ class Launch:
         """The arguments of a kernel that depend on the launch."""
         return {"GRAIN": self.grain, "BLOCK_S": self.block_s, "BLOCK_C": self.block_c, "BLOCK_I": self.block_i}
 
+    def sums(self, element_size: int) -> dict[str, int]:
+        """The constants of a kernel with sums, see :func:`lane_sums`."""
+        rows = min(self.block_s, max(1, SUMS // (element_size * self.block_c * self.block_i)))
+        return {"ROWS": rows, **self.constants()}
+
 
 def grain(channels: int, inner: int) -> int:
     """A power of two that divides the size of what is innermost: a plane, or all channels where ``inner`` is 1."""
     return math.gcd(channels if inner == 1 else inner, ch.BLOCK)
+
+
+def order(channels: int, inner: int) -> dict[str, int | bool]:
+    """The constants of a kernel that walks over memory, see :func:`memory_tile`."""
+    last = inner == 1
+    return {"GRAIN": grain(channels, inner), "LAST": last, "CYCLE": last and ch.BLOCK % channels == 0}
 
 
 # --- tiles -----------------------------------------------------------------------------------------------------------
@@ -96,7 +109,10 @@ def tiles_of(samples, inner, BLOCK_S: tl.constexpr, BLOCK_I: tl.constexpr):
 def channel_tile(
     tile, samples, channels, inner, o_c, GRAIN: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_I: tl.constexpr
 ):  # fmt: skip
-    """Offsets and mask [BLOCK_S, BLOCK_C, BLOCK_I] of a tile of the channels ``o_c``."""
+    """Offsets and mask [BLOCK_C, BLOCK_S, BLOCK_I] of a tile of the channels ``o_c``.
+
+    Triton gives threads to the first of two axes that lie apart in memory: channels, so that they read long runs.
+    """
     if BLOCK_I == 1:
         channels = channels // GRAIN * GRAIN  # unchanged, and now known to be a multiple, here and below
     else:
@@ -104,23 +120,34 @@ def channel_tile(
     across = tl.cdiv(inner, BLOCK_I)
     o_s = (tile // across).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     first_i, o_i = (tile % across) * BLOCK_I, tl.arange(0, BLOCK_I)
-    o_x = (o_s[:, None, None] * channels + o_c[None, :, None]) * inner + first_i + o_i[None, None, :]
+    o_x = (o_s[None, :, None] * channels + o_c[:, None, None]) * inner + first_i + o_i[None, None, :]
     m_i = o_i < inner - first_i  # their sum might not fit 32 bits
-    return o_x, (o_s < samples)[:, None, None] & (o_c < channels)[None, :, None] & m_i[None, None, :]
+    return o_x, (o_c < channels)[:, None, None] & (o_s < samples)[None, :, None] & m_i[None, None, :]
+
+
+@triton.jit
+def lane_sums(b_x, ROWS: tl.constexpr):
+    """Sums [BLOCK_C, ROWS, BLOCK_I] of a tile [BLOCK_C, BLOCK_S, BLOCK_I].
+
+    What is added lies in one thread: programs that walk over tiles exchange nothing until :func:`channel_sums`.
+    """
+    return tl.sum(tl.reshape(b_x, (b_x.shape[0], b_x.shape[1] // ROWS, ROWS, b_x.shape[2])), axis=1)
 
 
 @triton.jit
 def channel_sums(b_x):
-    """Sums [BLOCK_C] of a tile [BLOCK_S, BLOCK_C, BLOCK_I]."""
-    return tl.sum(tl.sum(b_x, axis=2), axis=0)
+    """Sums [BLOCK_C] of [BLOCK_C, ROWS, BLOCK_I]."""
+    return tl.sum(tl.sum(b_x, axis=2), axis=1)
 
 
 @triton.jit
-def memory_tile(block, numel, channels, inner, GRAIN: tl.constexpr, LAST: tl.constexpr, BLOCKS: tl.constexpr):
+def memory_tile(
+    block, numel, channels, inner, GRAIN: tl.constexpr, LAST: tl.constexpr, CYCLE: tl.constexpr, BLOCKS: tl.constexpr
+):
     """Offset, mask and channel of a tile [BLOCKS, BITS, LANES] that starts at block ``block``.
 
     Channels are of shape [BLOCKS, 1, 1] or [BLOCKS, BITS, 1] where a block, or a row of lanes, lies in one plane. LAST:
-    ``inner`` is 1.
+    ``inner`` is 1. CYCLE: and channels divide a block, so that the compiler knows which elements share one.
     """
     numel = numel // GRAIN * GRAIN
     o_block = tl.arange(0, BLOCKS)[:, None, None] * BLOCK
@@ -128,7 +155,9 @@ def memory_tile(block, numel, channels, inner, GRAIN: tl.constexpr, LAST: tl.con
     o_in = o_row + tl.arange(0, LANES)[None, None, :]
     first = block * BLOCK
     o_x = first + o_in
-    if LAST:
+    if CYCLE:
+        b_c = o_in % GRAIN
+    elif LAST:
         channels = channels // GRAIN * GRAIN
         b_c = ((first % channels).to(tl.int32) // GRAIN * GRAIN + o_in) % channels  # a cast forgets what divides it
     else:

@@ -17,13 +17,13 @@ from bdfast.ops import channels as ch
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.channels import (
     BLOCK,
-    PARTS,
     Launch,
     channel_sums,
     channel_tile,
-    grain,
+    lane_sums,
     load_bits,
     memory_tile,
+    order,
     own_channels,
     store_bits,
     tiles_of,
@@ -31,6 +31,7 @@ from bdfast.triton_kernels.channels import (
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import cdiv, on_device_of
 
+PARTS = 1024  # of a sum, at a time
 BLOCKS = 4  # of 512 elements, in a program of the forward: 16 elements a thread
 
 
@@ -63,6 +64,7 @@ def clipped_relu_fwd_kernel(
     CLIP: tl.constexpr,
     GRAIN: tl.constexpr,
     LAST: tl.constexpr,
+    CYCLE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
     # Computes y = min(max(x, 0), bound) and the bits [0 < x <= bound], [max(x, 0) > bound].
@@ -70,7 +72,7 @@ def clipped_relu_fwd_kernel(
     # Reads x, writes y; one bit an element and gradient more.
     # Accumulates nothing; compares in float32.
     block = tl.program_id(0).to(tl.int64) * BLOCKS
-    o_x, m_x, b_c = memory_tile(block, numel, channels, inner, GRAIN, LAST, BLOCKS)
+    o_x, m_x, b_c = memory_tile(block, numel, channels, inner, GRAIN, LAST, CYCLE, BLOCKS)
     b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_z = tl.zeros_like(b_x) + limit
     if HAS_BOUND:
@@ -99,6 +101,7 @@ def clipped_relu_bwd_kernel(
     HAS_SCALE: tl.constexpr,
     PASS: tl.constexpr,
     CLIP: tl.constexpr,
+    ROWS: tl.constexpr,
     GRAIN: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -107,24 +110,24 @@ def clipped_relu_bwd_kernel(
     # Computes dx = g * scale where the bit is set, and a part of dbound = sum of g where the other bit is.
     # A program owns every `parts`-th tile of BLOCK_S samples and BLOCK_I elements of BLOCK_C channels.
     # Reads g, writes dx; reads one bit an element and gradient.
-    # Accumulates in float64, a tile at a time: sums of single elements would take half of the registers.
+    # Accumulates in float64, in ROWS sums an element of a plane: one a sample would take half of the registers.
     part, o_c, m_c = own_channels(parts, channels, BLOCK_C)
     b_scale = tl.full((BLOCK_C,), 1.0, tl.float32)
     if HAS_SCALE:
         b_scale = tl.load(p_scale + o_c, mask=m_c, other=0.0)
-    b_sum = tl.zeros((BLOCK_C,), tl.float64)
+    b_sum = tl.zeros((BLOCK_C, ROWS, BLOCK_I), tl.float64)
     tile = part
     while tile < tiles_of(samples, inner, BLOCK_S, BLOCK_I):
         o_x, m_x = channel_tile(tile, samples, channels, inner, o_c, GRAIN, BLOCK_S, BLOCK_I)
         b_g = tl.load(p_grad + o_x, mask=m_x, other=0.0).to(tl.float32)
         if PASS:
-            b_dx = tl.where(load_bits(p_pass, o_x, m_x), b_g * b_scale[None, :, None], 0.0)
+            b_dx = tl.where(load_bits(p_pass, o_x, m_x), b_g * b_scale[:, None, None], 0.0)
             tl.store(p_grad_x + o_x, b_dx.to(p_grad_x.dtype.element_ty), mask=m_x)
         if CLIP:
-            b_sum += channel_sums(tl.where(load_bits(p_clip, o_x, m_x), b_g, 0.0).to(tl.float64))
+            b_sum += lane_sums(tl.where(load_bits(p_clip, o_x, m_x), b_g, 0.0).to(tl.float64), ROWS)
         tile += parts
     if CLIP:
-        tl.store(p_partials + o_c.to(tl.int64) * parts + part, b_sum, mask=m_c)
+        tl.store(p_partials + o_c.to(tl.int64) * parts + part, channel_sums(b_sum), mask=m_c)
 
 
 @triton.jit
@@ -170,7 +173,7 @@ def forward(
             clipped_relu_fwd_kernel, programs(numel),
             x, x if bound is None else bound.contiguous(), limit, y, *bit_planes(bits, x, need_x, need_bound),
             numel, channels, inner, HAS_BOUND=bound is not None, PASS=need_x, CLIP=need_bound,
-            GRAIN=grain(channels, inner), LAST=inner == 1, BLOCKS=BLOCKS, num_warps=4,
+            **order(channels, inner), BLOCKS=BLOCKS, num_warps=4,
         )  # fmt: skip
     return y, bits
 
@@ -199,7 +202,7 @@ def backward(
             g, *bit_planes(bits, g, need_x, need_bound), g if scale is None else scale, grad_x, partials,
             numel // (channels * inner), channels, inner, launch.parts,
             HAS_SCALE=scale is not None, PASS=need_x, CLIP=need_bound,
-            **launch.constants(), num_warps=launch.num_warps,
+            **launch.sums(g.element_size()), num_warps=launch.num_warps,
         )  # fmt: skip
         if need_bound:
             enqueue(
@@ -222,18 +225,17 @@ def bit_planes(bits: Tensor, unused: Tensor, need_x: bool, need_bound: bool) -> 
 # --- ahead of time ---------------------------------------------------------------------------------------------------
 
 
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
 def _forward_variant(dtype: str, needs: bool, inner: int = 1024) -> AotVariant:
     types = {
         "p_x": f"*{dtype}", "p_bound": "*fp32", "limit": "fp32", "p_y": f"*{dtype}", "p_pass": "*i32",
         "p_clip": "*i32", "numel": "i32", "channels": "i32", "inner": "i32",
     }  # fmt: skip
-    constants = {"HAS_BOUND": True, "PASS": needs, "CLIP": needs, "BLOCKS": BLOCKS, **order(64, inner)}
+    constants = {"HAS_BOUND": True, "PASS": needs, "CLIP": needs, "BLOCKS": BLOCKS}
+    constants |= {**order(64, inner), **ones(inner)}
     return AotVariant.of(clipped_relu_fwd_kernel, types, constants, 4)
-
-
-def order(channels: int, inner: int) -> dict[str, int | bool]:
-    """The constants that tell planes of ``inner`` elements from channels that are next to each other."""
-    return {"GRAIN": grain(channels, inner), "LAST": inner == 1, **ones(inner)}
 
 
 def ones(inner: int) -> dict[str, int]:
@@ -247,7 +249,7 @@ def _backward_variant(dtype: str, channels: int, inner: int) -> AotVariant:
         "p_partials": "*fp64", "samples": "i32", "channels": "i32", "inner": "i32", "parts": "i32",
     }  # fmt: skip
     launch = Launch.choose(128 * channels * inner * (1024 if inner == 1 else 1), channels, inner)
-    constants = {"HAS_SCALE": True, "PASS": True, "CLIP": True, **launch.constants()}
+    constants = {"HAS_SCALE": True, "PASS": True, "CLIP": True, **launch.sums(BYTES[dtype])}
     return AotVariant.of(clipped_relu_bwd_kernel, types, {**constants, **ones(inner)}, launch.num_warps)
 
 

@@ -6,6 +6,8 @@ depends on the shape alone: reruns are bit-identical.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -36,9 +38,15 @@ def _softmax_pair(b_zp, b_zq, b_stats):
     b_max_p, b_sum_p, b_max_q, b_sum_q = b_stats
     b_below_p = b_zp - b_max_p[:, None]
     b_below_q = b_zq - b_max_q[:, None]
+    return _normalised(b_below_p, tl.exp(b_below_p), b_sum_p, b_below_q, tl.exp(b_below_q), b_sum_q)
+
+
+@triton.jit
+def _normalised(b_below_p, b_exp_p, b_sum_p, b_below_q, b_exp_q, b_sum_q):
+    """p, q and d from z - maximum, its exp, and the row's sum of them."""
     b_ratio = tl.log(b_sum_p) - tl.log(b_sum_q)
     b_d = (b_below_p - b_below_q) - b_ratio[:, None]
-    return tl.exp(b_below_p) / b_sum_p[:, None], tl.exp(b_below_q) / b_sum_q[:, None], b_d
+    return b_exp_p / b_sum_p[:, None], b_exp_q / b_sum_q[:, None], b_d
 
 
 @triton.jit
@@ -83,13 +91,13 @@ def kl_divergence_fwd_kernel(
     while block < tl.cdiv(N, BLOCK_N):
         o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
         m_n = o_n < N
-        if TILES == 1:  # both rows are on their way before either is looked at, and are not loaded again
+        if TILES == 1:  # both rows are on their way before either is looked at; no load and no exp is made again
             o_c = tl.arange(0, BLOCK_C)
             b_zp = load_tile(p_logits_p, o_n * stride_p, m_n, o_c, C)
             b_zq = load_tile(p_logits_q, o_n * stride_q, m_n, o_c, C)
-            b_max_p, b_sum_p = tile_stats(b_zp, BLOCK_N)
-            b_max_q, b_sum_q = tile_stats(b_zq, BLOCK_N)
-            b_p, b_q, b_d = _softmax_pair(b_zp, b_zq, (b_max_p, b_sum_p, b_max_q, b_sum_q))
+            b_max_p, b_sum_p, b_below_p, b_exp_p = tile_stats(b_zp)
+            b_max_q, b_sum_q, b_below_q, b_exp_q = tile_stats(b_zq)
+            b_p, b_q, b_d = _normalised(b_below_p, b_exp_p, b_sum_p, b_below_q, b_exp_q, b_sum_q)
             b_loss = tl.sum(_terms(b_p, b_q, b_d), axis=1)
         else:
             b_max_p, b_sum_p = row_stats(p_logits_p, o_n * stride_p, m_n, C, TILES, BLOCK_N, BLOCK_C)
@@ -170,9 +178,8 @@ def kl_divergence_bwd_kernel(
 # --- launchers -------------------------------------------------------------------------------------------------------
 
 
-def _launch(p: Tensor, q: Tensor, *, sums: bool) -> Launch:
+def _launch(p: Tensor, q: Tensor, choose: Callable[[int, int], Launch]) -> Launch:
     """Vectors are as wide as both row strides allow."""
-    choose = Launch.choose if sums else Launch.spread
     return min((choose(p.shape[1], z.stride(0)) for z in (p, q)), key=lambda launch: launch.grain)
 
 
@@ -186,7 +193,7 @@ def forward(
     p, q = classes_contiguous(logits_p), classes_contiguous(logits_q)
     n, c = p.shape
     reduce = reduction != "none"
-    launch = _launch(p, q, sums=reduce)
+    launch = _launch(p, q, Launch.choose if reduce else Launch.few_warps)
     programs = row_sum.programs_for(n, launch.block_n) if reduce else max(1, triton.cdiv(n, launch.block_n))
     loss = p.new_empty(() if reduce else (n,), dtype=torch.float32)
     stats = p.new_empty(n if keep_stats else 0, 5, dtype=torch.float32)
@@ -219,7 +226,7 @@ def backward(
     grad_p, grad_q = p.new_empty(n if wants_p else 0, c), p.new_empty(n if wants_q else 0, c)
     if n == 0:
         return grad_p, grad_q
-    launch = _launch(p, q, sums=False)
+    launch = _launch(p, q, Launch.spread)
     with on_device_of(p):
         enqueue(
             kl_divergence_bwd_kernel, launch.tiles_of(n),
@@ -247,7 +254,8 @@ def _forward_variant(
         "ONE_PROGRAM": one_program, **ones,
     }  # fmt: skip
     types = {**_shared(dtype), "p_loss": "*fp32", "p_partials": "*fp64"}
-    return row_variant(kl_divergence_fwd_kernel, types, constants, classes, spread=reduction == "none")
+    choose = Launch.few_warps if reduction == "none" else Launch.choose
+    return row_variant(kl_divergence_fwd_kernel, types, constants, classes, choose)
 
 
 def _backward_variant(dtype: str, classes: int, wants: str, reduction: str = "none", **ones: int) -> AotVariant:
@@ -256,7 +264,7 @@ def _backward_variant(dtype: str, classes: int, wants: str, reduction: str = "no
         **_shared(dtype),
         "p_grad_loss": "*fp32", "p_grad_p": f"*{dtype}", "p_grad_q": f"*{dtype}", "stride_grad_loss": "i32",
     }  # fmt: skip
-    return row_variant(kl_divergence_bwd_kernel, types, constants, classes, spread=True)
+    return row_variant(kl_divergence_bwd_kernel, types, constants, classes, Launch.spread)
 
 
 _ONES = {"N": 1, "C": 1, "stride_p": 1, "stride_q": 1}

@@ -1,10 +1,8 @@
-"""linear_sce_margin on the GPU: a tile of logits by cuBLAS and its logsumexp, or both in one kernel on tensor cores.
+"""linear_sce_margin on the GPU: products and their logsumexp in one kernel, on tensor cores.
 
-The equations are in ``bdfast/ops/linear_sce_margin.py``. float32 is multiplied in float32: keys of confident samples
-differ in the digits that TF32 drops. cuBLAS does that at the rate of the chip, unless the user has allowed it TF32. The
-switch for that belongs to the whole process, so that it is read and never set: float32 then takes the fused kernel,
-every product split in three TF32 ones (``tf32x3``). Half precision always takes it, with sums in float32. Reruns are
-bit-identical.
+The equations are in ``bdfast/ops/linear_sce_margin.py``. Keys of confident samples differ in the digits that TF32
+drops: float32 products are three TF32 products each (``tf32x3``), 2e-7 of the largest key from exact whatever cuBLAS is
+allowed. Sums are float32, those of half precision too. Reruns are bit-identical.
 """
 
 from __future__ import annotations
@@ -20,15 +18,10 @@ from torch import Tensor
 
 from bdfast.backends.availability import triton_interpreted
 from bdfast.ops.rows import classes_contiguous
-from bdfast.triton_kernels import sce_margin
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import cdiv, on_device_of
 from bdfast.triton_kernels.sce_margin import margin_of, update_other_classes
-
-TILE_ELEMENTS = 1 << 24  # logits that exist at a time: 64 MiB
-TILE_ROWS = 64  # a tile holds a multiple of these, and no fewer: no more logits than the weight has numbers
-PROGRAMS = 512  # of the fused kernel, about, where a walk over all classes would leave fewer
 
 
 @dataclass(frozen=True)
@@ -57,11 +50,13 @@ class Launch:
         """Rows alone would leave most of a GPU idle, as 1000 of them do: programs split the classes, too.
 
         64 x 128 logits of half precision leave room for two programs on a multiprocessor, one of which multiplies while
-        the other takes exponentials. Operands of float32 are split in registers: smaller tiles, more warps.
+        the other takes exponentials; both walk over several tiles where there are more. Operands of float32 are split
+        in registers: smaller tiles, more programs.
         """
-        block_n, block_c, block_d, num_warps = (128, 64, 32, 8) if dtype == torch.float32 else (64, 128, 64, 4)
+        block_c, block_d, programs = (64, 32, 512) if dtype == torch.float32 else (128, 64, 256)
+        block_n, num_warps = 64, 4
         blocks, all_tiles = cdiv(rows, block_n), cdiv(classes, block_c)
-        tiles = cdiv(all_tiles, min(all_tiles, cdiv(PROGRAMS, blocks)))
+        tiles = cdiv(all_tiles, min(all_tiles, cdiv(programs, blocks)))
         return cls(block_n, block_c, block_d, num_warps, tiles, cdiv(all_tiles, tiles))
 
 
@@ -181,54 +176,22 @@ def forward(
     margin = features.new_empty(len(features), dtype=torch.float32)
     if len(features) == 0:
         return margin
-    with on_device_of(features):
-        if features.dtype == torch.float32 and not blas_rounds():
-            _by_blas(features, weight, bias, target.contiguous(), margin)
-        else:
-            _fused(features, weight, bias, target.contiguous(), margin)
-    return margin
-
-
-def blas_rounds() -> bool:
-    """Whether cuBLAS may round float32 operands, which the user decides for the process."""
-    return torch.backends.cuda.matmul.fp32_precision not in ("none", "ieee")
-
-
-def tile_rows(rows: int, classes: int) -> int:
-    """Rows of logits that exist at a time: the fewest tiles of TILE_ELEMENTS, all of about a size."""
-    most = max(TILE_ROWS, TILE_ELEMENTS // classes // TILE_ROWS * TILE_ROWS)
-    even = cdiv(rows, cdiv(rows, most))
-    return min(rows, cdiv(even, TILE_ROWS) * TILE_ROWS)
-
-
-def _by_blas(features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, margin: Tensor) -> None:
-    rows = tile_rows(len(features), len(weight))
-    tile = features.new_empty((rows, len(weight)))
-    for begin in range(0, len(features), rows):
-        block = slice(begin, min(begin + rows, len(features)))
-        logits = tile[: block.stop - begin]
-        if bias is None:
-            torch.mm(features[block], weight.t(), out=logits)
-        else:
-            torch.addmm(bias, features[block], weight.t(), out=logits)
-        sce_margin.write(logits, target[block], margin[block])
-
-
-def _fused(features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, margin: Tensor) -> None:
     f, w = classes_contiguous(features), classes_contiguous(weight)
     (n, d), c = f.shape, w.shape[0]
-    launch = Launch.choose(n, c, f.dtype)
+    launch, labels = Launch.choose(n, c, f.dtype), target.contiguous()
     parts = margin if launch.splits == 1 else margin.new_empty((3, launch.splits, n))
-    enqueue(
-        linear_sce_margin_kernel, cdiv(n, launch.block_n) * launch.splits,
-        f, w, w if bias is None else bias.contiguous(), target, parts, n, c, d, f.stride(0), w.stride(0),
-        UPCAST=triton_interpreted(), **_constants(launch, d, bias is not None), num_warps=launch.num_warps,
-    )  # fmt: skip
-    if launch.splits > 1:
+    with on_device_of(features):
         enqueue(
-            linear_sce_margin_join_kernel, cdiv(n, 128),
-            parts, target, margin, n, c, launch.splits, BLOCK_N=128, num_warps=4,
+            linear_sce_margin_kernel, cdiv(n, launch.block_n) * launch.splits,
+            f, w, w if bias is None else bias.contiguous(), labels, parts, n, c, d, f.stride(0), w.stride(0),
+            UPCAST=triton_interpreted(), **_constants(launch, d, bias is not None), num_warps=launch.num_warps,
         )  # fmt: skip
+        if launch.splits > 1:
+            enqueue(
+                linear_sce_margin_join_kernel, cdiv(n, 128),
+                parts, labels, margin, n, c, launch.splits, BLOCK_N=128, num_warps=4,
+            )  # fmt: skip
+    return margin
 
 
 def _constants(launch: Launch, width: int, has_bias: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,17 @@ class Launch:
         launch = cls.choose(classes, row_stride)
         return replace(launch, block_n=launch.block_n // 8, num_warps=4) if launch.num_warps == 16 else launch
 
+    @classmethod
+    @functools.lru_cache(maxsize=1024)
+    def few_warps(cls, classes: int, row_stride: int) -> Launch:
+        """For kernels that reduce rows, and add nothing over them: up to 1024 classes in programs of two warps.
+
+        Instructions are what limits them. A maximum or a sum takes as many shuffles in each warp, however little of a
+        row it holds: four warps execute a third more than two. One has too few to hide what it waits for.
+        """
+        launch = cls.spread(classes, row_stride)
+        return replace(launch, num_warps=2) if 32 < launch.block_c <= 1024 else launch
+
     def tiles_of(self, rows: int) -> int:
         """Programs, where each owns one tile."""
         return cdiv(rows, self.block_n) * self.tiles
@@ -98,10 +110,12 @@ def join_tile(b_max, b_sum, b_z):
 
 
 @triton.jit
-def tile_stats(b_z, BLOCK_N: tl.constexpr):
-    """What :func:`row_stats` gives, of rows of one tile that is there."""
-    b_max, b_sum = join_tile(tl.full((BLOCK_N,), float("-inf"), tl.float32), tl.zeros((BLOCK_N,), tl.float32), b_z)
-    return b_max, tl.where(b_max == float("-inf"), float("nan"), b_sum)
+def tile_stats(b_z):
+    """What :func:`row_stats` gives, of rows of one tile that is there; and z - maximum and its exp, which it made."""
+    b_max = tl.maximum(tl.max(b_z, axis=1), float("-inf"))  # as in join_tile, of NaN too
+    b_below = b_z - tl.where(b_max == float("-inf"), 0.0, b_max)[:, None]
+    b_exp = tl.exp(b_below)
+    return b_max, tl.where(b_max == float("-inf"), float("nan"), tl.sum(b_exp, axis=1)), b_below, b_exp
 
 
 @triton.jit
@@ -156,10 +170,14 @@ DTYPES_AND_CLASSES = [("fp32", 10), ("fp32", 1000), ("bf16", 32000), ("fp16", 20
 
 
 def row_variant(
-    kernel: Any, types: dict[str, str], constants: dict[str, int | bool], classes: int, *, spread: bool = False
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, int | bool],
+    classes: int,
+    choose: Callable[[int, int], Launch] = Launch.choose,
 ) -> AotVariant:
     """A row kernel as it is launched for contiguous rows of so many classes."""
-    launch = Launch.spread(classes, classes) if spread else Launch.choose(classes, classes)
+    launch = choose(classes, classes)
     return AotVariant.of(kernel, types, {**constants, **launch.constants()}, launch.num_warps)
 
 

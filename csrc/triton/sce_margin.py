@@ -84,25 +84,17 @@ def forward(
     target: Tensor,  # [N] int64
 ) -> Tensor:
     """Margins ``[N]`` float32."""
-    margin = logits.new_empty(len(logits), dtype=torch.float32)
-    if len(logits) > 0:
-        with on_device_of(logits):
-            write(classes_contiguous(logits), target.contiguous(), margin)
+    z = classes_contiguous(logits)
+    n, c = z.shape
+    margin = z.new_empty(n, dtype=torch.float32)
+    if n > 0:
+        launch = Launch.few_warps(c, z.stride(0))
+        with on_device_of(z):
+            enqueue(
+                sce_margin_kernel, cdiv(n, launch.block_n),
+                z, target.contiguous(), margin, n, c, z.stride(0), **launch.constants(), num_warps=launch.num_warps,
+            )  # fmt: skip
     return margin
-
-
-def write(
-    logits: Tensor,  # [N, C], classes next to each other
-    target: Tensor,  # [N] int64
-    margin: Tensor,  # [N] float32, written
-) -> None:
-    """The margins of some rows; on the current device."""
-    n, c = logits.shape
-    launch = Launch.spread(c, logits.stride(0))
-    enqueue(
-        sce_margin_kernel, cdiv(n, launch.block_n),
-        logits, target, margin, n, c, logits.stride(0), **launch.constants(), num_warps=launch.num_warps,
-    )  # fmt: skip
 
 
 def _aot_variant(dtype: str, classes: int, **ones: int) -> AotVariant:
@@ -114,7 +106,7 @@ def _aot_variant(dtype: str, classes: int, **ones: int) -> AotVariant:
         "C": "i32",
         "stride_n": "i32",
     }
-    return row_variant(sce_margin_kernel, types, dict(ones), classes, spread=True)
+    return row_variant(sce_margin_kernel, types, dict(ones), classes, Launch.few_warps)
 
 
 AOT_VARIANTS = [

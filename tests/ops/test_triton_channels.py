@@ -31,12 +31,16 @@ SHAPES = [(3, 5, 4, 8), (7, 2, 5, 7), (5, 6, 1, 1), (1, 1, 4, 16), (2, 9, 3, 2)]
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 2 samples, 4 channels and 8 elements, and programs that walk over several of them."""
+    """Tiles of 2 samples, 4 channels and 8 elements, and programs that walk over several of them.
 
-    def choose(cls: type[Launch], numel: int, count: int, inner: int) -> Launch:
+    Samples are added where there are elements, and kept apart where there are none.
+    """
+
+    def choose(cls: type[Launch], numel: int, count: int, inner: int, tile: int = 0, programs: int = 0) -> Launch:
         return cls(2, 4, 1 if inner == 1 else 8, channels.grain(count, inner), 2, 4)
 
     monkeypatch.setattr(Launch, "choose", classmethod(choose))
+    monkeypatch.setattr(channels, "SUMS", 4 * 4 * 8)
 
 
 def draw(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
@@ -69,7 +73,7 @@ def test_clipping_over_any_number_of_tiles(shape: tuple[int, ...], channels_last
 def test_distance_over_any_number_of_tiles(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], channels_last: bool
 ) -> None:
-    monkeypatch.setattr(batch_norm_stat_distance, "PARTS", 2)  # of channels, too, in the last program's sum
+    monkeypatch.setattr(batch_norm_stat_distance, "PROGRAMS", 2)  # of channels, too, in the last program's sum
     x = draw(shape, channels_last=channels_last)
     mean, var = torch.linspace(-1, 1, shape[1], device=DEVICE), torch.linspace(0.5, 2, shape[1], device=DEVICE)
     distance, stats = batch_norm_stat_distance.forward(x, mean, var)

@@ -5,6 +5,8 @@ Parity with the reference on the shared cases is in test_parity.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -90,3 +92,10 @@ def test_narrow_rows_that_are_not_summed_spread(classes: int) -> None:
 
 def test_wide_rows_do_not() -> None:
     assert Launch.spread(1000, 1000) == Launch.choose(1000, 1000)
+
+
+@pytest.mark.parametrize(("classes", "warps"), [(10, 4), (33, 2), (1000, 2), (1025, 4), (32_000, 8)])
+def test_warps_of_rows_that_are_not_summed(classes: int, warps: int) -> None:
+    """Few where a row fits into them; the tile is that of the other kernels."""
+    launch = Launch.few_warps(classes, classes)
+    assert launch == replace(Launch.spread(classes, classes), num_warps=warps)

@@ -69,7 +69,7 @@ def test_two_processes_make_the_same_scores(scores_dir: Path, attack_dir: Path, 
     script.write_text(
         "import sys, bdfast.cli\n"
         "from bdfast.attacks import kl_scores\n"
-        "sys.modules[kl_scores.__module__].CHUNK = 64\n"
+        "sys.modules[kl_scores.__module__].CHUNK = {'cpu': 64}\n"
         "sys.exit(bdfast.cli.main(sys.argv[1:]))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -84,14 +84,14 @@ def test_two_processes_make_the_same_scores(scores_dir: Path, attack_dir: Path, 
 def test_an_interrupted_run_goes_on(
     bdfast: Run, attack_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[kl_scores.__module__], "CHUNK", 64)
+    monkeypatch.setattr(sys.modules[kl_scores.__module__], "CHUNK", {"cpu": 64})
     words = ["score", "advrbd", "--attack-dir", attack_dir, *QUICK, "--report", "none", "--out", tmp_path]
     monkeypatch.setattr(score, "summarise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert bdfast(*words).code == 130
     assert names(tmp_path) == [score.KEPT]
     assert len(list((tmp_path / score.KEPT).glob("scores-*.npz"))) == 4
     monkeypatch.undo()
-    monkeypatch.setattr(sys.modules[kl_scores.__module__], "CHUNK", 64)
+    monkeypatch.setattr(sys.modules[kl_scores.__module__], "CHUNK", {"cpu": 64})
     outcome = bdfast(*words)
     assert outcome.code == 0
     assert "advrbd 1/" not in outcome.err  # nothing was left to score

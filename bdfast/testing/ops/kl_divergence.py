@@ -34,9 +34,7 @@ def make(
     p, _ = draw_logits(device, dtype, shape, **options)
     generator = seeded(1)
     noise = apart * torch.randn(shape, generator=generator)
-    q = (draw_logits(noise.device, torch.float32, shape, scale=options.get("scale", 3.0))[0] + noise).to(
-        p
-    )
+    q = (draw_logits(noise.device, torch.float32, shape, scale=options.get("scale", 3.0))[0] + noise).to(p)
     if options.get("special") == "-inf":
         q = torch.where(p.isinf(), p, q)
     if options.get("special") == "non-finite":

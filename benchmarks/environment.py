@@ -80,10 +80,12 @@ def versions() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the working tree, ``-dirty`` where sources differ from it; ``BDFAST_COMMIT`` where there is no history."""
+    """Of the working tree, ``-dirty`` where sources differ from it; what ``BDFAST_COMMIT`` says for a copy of it."""
+    if told := os.environ.get("BDFAST_COMMIT"):
+        return told
     head = _output(["git", "rev-parse", "--short=10", "HEAD"])
     if head is None:
-        return os.environ.get("BDFAST_COMMIT", "unknown")
+        return "unknown"
     changed = _output(["git", "status", "--porcelain", "--", "bdfast", "csrc", "benchmarks", ":!benchmarks/results"])
     return f"{head}-dirty" if changed else head
 

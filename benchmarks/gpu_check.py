@@ -174,7 +174,8 @@ def finish(child: Child, limit: float) -> Report:
         elif report["status"] == "running":
             report |= {"status": "failed", "reason": f"the process ended with code {process.returncode}"}
         if report["status"] not in ("passed", "skipped"):
-            report["log"] = child.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
+            log = child.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
+            report["log"] = log.replace(f"{ROOT}/", "").replace(f"{sys.prefix}/", "")  # paths of one machine
             print(report["log"], flush=True)
     return {**report, "seconds": round(time.monotonic() - began, 1)}
 
@@ -185,7 +186,8 @@ def run_child(arguments: argparse.Namespace) -> int:
     stage = stages()[name]
     if arguments.device == "cuda" and name != "build":
         torch.zeros(1, device="cuda")
-    deadline = time.monotonic() + float(sys.stdin.readline())  # its turn has come
+    seconds = float(sys.stdin.readline())  # its turn has come
+    deadline = time.monotonic() + seconds
 
     def save(result: Result, status: str = "running", reason: str = "") -> None:
         beside = Path(f"{path}.tmp")

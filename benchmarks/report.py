@@ -7,8 +7,8 @@
 A table stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``. Names: demo, digits; cpu-ops and gpu-ops, one
 or two cases an op, and cpu-ops-full and gpu-ops-full; gpu-end-to-end; kernels, what they compile to; predictions;
 backdoorbench, the parts put into it.
-Each shows the newest result file of its kind, by date; the demo's is results/demo/demo.json, that of kernels
-tools/kernel_table.json.
+Each shows the newest result file of its kind, by date, a table of a stage of the GPU check the newest run that has
+something to show of it; the demo's is results/demo/demo.json, that of kernels tools/kernel_table.json.
 Pictures are those of benchmarks/pictures.py; one that has nothing to show is not there.
 """
 
@@ -32,6 +32,7 @@ from bdfast.testing.tables import Cell, Table, markdown_table
 from benchmarks import score_advrbd
 from benchmarks.pictures import PICTURES, Results, first_dtypes, telling
 from benchmarks.replaced import part
+from benchmarks.stage import Stage
 from benchmarks.stages import CHECKS, LAST, stages
 from tools import kernel_table
 
@@ -79,19 +80,42 @@ def documents() -> list[Path]:
 
 
 def newest(folder: Path) -> Results:
-    """The latest result of each kind; those of a part of the cases do not count."""
+    """The latest result of each kind; those of a part of the cases do not count, but for the GPU check's stages."""
     found: Results = {}
+    runs = []
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if not result.get("complete"):
-            continue
-        kind, date = result["kind"], result["environment"]["date"]
-        if kind not in found or date > found[kind]["environment"]["date"]:
+        kind, date = result.get("kind"), result.get("environment", {}).get("date")
+        if kind == "gpu":
+            runs.append({**result, "file": path.name})
+        elif result.get("complete") and (kind not in found or date > found[kind]["environment"]["date"]):
             found[kind] = {**result, "file": path.name}
+    if merged := gpu_runs(runs):
+        found["gpu"] = merged
     demo_file = folder / "demo" / "demo.json"
     if demo_file.exists():
         found["demo"] = json.loads(demo_file.read_text(encoding="utf-8"))
     return found
+
+
+def gpu_runs(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Runs of the GPU check as one: each stage from the newest that has something to show of it, with its ``run``."""
+    known, merged = stages(), {}
+    real = [run for run in runs if run["environment"]["gpu"] and "--quick" not in run["environment"]["command"]]
+    ordered = sorted(real, key=lambda run: str(run["environment"]["date"]))
+    for run in ordered:
+        for name, report in run["stages"].items():
+            if name in known and shows_something(known[name], report.get("result")):
+                merged[name] = {**report, "run": {"environment": run["environment"], "file": run["file"]}}
+    return {**ordered[-1], "stages": merged} if merged else {}
+
+
+def shows_something(stage: Stage, result: Any) -> bool:
+    """Whether a stage's table would have a line."""
+    try:
+        return bool(result and stage.table(result)[1])
+    except KeyError:  # it ended before there was anything
+        return False
 
 
 def fill(text: str, results: Results) -> str:
@@ -150,7 +174,7 @@ def _gpu_ops(results: Results, choose: Callable[..., list[dict[str, Any]]], left
     if not measured:
         return NOT_MEASURED
     table = stages()["ops"].table({**measured, "records": choose(measured["records"])})
-    return f"{markdown_table(without(table, *left))}\n\n{origin(results['gpu'])}"
+    return f"{markdown_table(without(table, *left))}\n\n{origin(results['gpu']['stages']['ops']['run'])}"
 
 
 def predictions(results: Results) -> str:
@@ -185,12 +209,17 @@ def gpu_end_to_end(results: Results) -> str:
     """A table a stage."""
     measured = results.get("gpu", {}).get("stages", {})
     known = stages()
+    shown = {name: report for name, report in measured.items() if name not in (*CHECKS, *LAST)}
     parts = [
-        f"*{known[name].title}*\n\n{markdown_table(known[name].table(report['result']))}"
-        for name, report in measured.items()
-        if name in known and name not in (*CHECKS, *LAST) and report.get("result")
+        f"*{known[name].title}*{_unfinished(report)}\n\n{markdown_table(known[name].table(report['result']))}\n\n"
+        f"{origin(report['run'])}"
+        for name, report in shown.items()
     ]
-    return "\n\n".join([*parts, origin(results["gpu"])]) if parts else NOT_MEASURED
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def _unfinished(report: dict[str, Any]) -> str:
+    return "" if report["status"] == "passed" else f" ({report['status']}: what there was by then)"
 
 
 def demo(results: Results) -> str:

@@ -14,7 +14,10 @@ from benchmarks.scenario import Scenario, Victim
 from benchmarks.stage import Context, Result, Stage
 
 GOAL = 1.03  # a step of D3 is a step of fine-tuning, but for its update of the last layer
-STEP_EPOCHS = 4  # of each short run that steps are timed in; the first epoch warms up
+STEP_EPOCHS, WARM_UP_EPOCHS = (
+    10,
+    5,
+)  # of each short run that steps are timed in: steps are captured within the first ones
 
 
 def run(context: Context) -> Result:
@@ -62,7 +65,7 @@ def step_times(victim: Victim, options: dict[str, Any], reserve: int, rounds: in
         baseline = fine_tune(victim.model, clean, FineTuneConfig(**options))
         ours = d3(victim.model, clean, D3Config(**options))
         for name, result in (("ft", baseline), ("d3", ours)):
-            seconds[name].append(statistics.median(epoch["seconds"] for epoch in result.history[1:]))
+            seconds[name].append(statistics.median(epoch["seconds"] for epoch in result.history[WARM_UP_EPOCHS:]))
     steps = -(-reserve // D3Config().batch_size)
     ratios = [ours / theirs for ours, theirs in zip(seconds["d3"], seconds["ft"], strict=True)]
     return {

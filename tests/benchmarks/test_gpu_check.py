@@ -211,6 +211,27 @@ def test_how_a_stage_ends(
         assert report["result"] == {"lines": [1]}
 
 
+def test_a_stage_has_its_time_from_its_turn_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is ready earlier, and waits."""
+
+    class Waiting(io.StringIO):
+        def readline(self, *_: object) -> str:  # type: ignore[override]
+            time.sleep(0.5)
+            return "60\n"
+
+    left: list[float] = []
+
+    def run(context: Context) -> Result:
+        left.append(context.seconds_left)
+        return {}
+
+    monkeypatch.setattr(gpu_check, "stages", lambda: {"large": replace(large.STAGE, run=run)})
+    monkeypatch.setattr("sys.stdin", Waiting())
+    arguments = ["--device", "cpu", "--child", "large", str(tmp_path / "report.json"), str(tmp_path)]
+    gpu_check.run_child(gpu_check._parser().parse_args(arguments))
+    assert 59.9 < left[0] <= 60
+
+
 def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         gpu_check.main(["--help"])

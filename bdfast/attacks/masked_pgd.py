@@ -17,6 +17,7 @@ Patch and noise depend on (seed, round, sample id), not on the batch that a samp
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -80,10 +81,11 @@ class MaskedPGD:
                 raise ValueError(message("masked_pgd", name, " or ".join(choices), repr(value), "choose one of them"))
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(message("masked_pgd", "steps", "a whole number, at least 1", repr(steps), "pass 5, say"))
-        self._frozen, self._radius, self._steps, self._objective = frozen, radius, steps, objective
-        self._step_size = step_size if direction == "ascend" else -step_size
+        self._radius = radius
         self._ball: dict[str, Any] = {"eps": eps, "lower": lower, "upper": upper}
-        self._loop = Graphed(self._steps_)
+        signed = step_size if direction == "ascend" else -step_size
+        # A function of its own: a graph that held this object would live, with its memory, until a collection.
+        self._loop = Graphed(partial(_steps_, frozen, radius, steps, {"step_size": signed, **self._ball}, objective))
 
     def __call__(
         self,
@@ -113,17 +115,22 @@ class MaskedPGD:
         start = masked_random_start(x, ids, centers, self._radius, seed=seed, round=round, **self._ball)
         return self._loop(start, x, target) if centers is None else self._loop(start, x, target, centers)
 
-    def _steps_(self, x_adv: Tensor, x: Tensor, target: Tensor, centers: Tensor | None = None) -> Tensor:
-        """All steps, into ``x_adv``; the same on every device, captured on a GPU."""
-        for _ in range(self._steps):
-            _, grad = self._frozen.input_gradient(x_adv, lambda logits: self._loss(logits, target))
-            masked_pgd_step_(x_adv, x, grad, centers, self._radius, step_size=self._step_size, **self._ball)
-        return x_adv
 
-    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self._objective == "kl":
+def _steps_(
+    frozen: FrozenModel, radius: int | None, steps: int, options: dict[str, Any], objective: Objective,
+    x_adv: Tensor, x: Tensor, target: Tensor, centers: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """All steps, into ``x_adv``; the same on every device, captured on a GPU."""
+
+    def loss(logits: Tensor) -> Tensor:
+        if objective == "kl":
             return kl_divergence(target, logits)
         return cross_entropy(logits, target, reduction="none")
+
+    for _ in range(steps):
+        _, grad = frozen.input_gradient(x_adv, loss)
+        masked_pgd_step_(x_adv, x, grad, centers, radius, **options)
+    return x_adv
 
 
 def masked_pgd(

@@ -22,7 +22,7 @@ from bdfast.runtime.progress import Callback, Record
 from bdfast.runtime.ranks import Ranks
 from bdfast.training import resume
 from bdfast.training.options import BatchNormMode
-from bdfast.training.step import Objective, Perturbed, TrainingStep
+from bdfast.training.step import Objective, Perturbed, Step, training_step
 from bdfast.training.workspace import Workspace
 
 
@@ -88,7 +88,7 @@ def fit(
         state = work.model.state_dict().values()
         run = resume.fingerprint(where, options, (*state, work.data.images, work.data.labels), ranks.size)
         history = resume.load(checkpoint, run, work.model, optimizer, schedule, work.data.device, ranks)
-    step = TrainingStep(where, work, objective, optimizer, perturbed, options.precision)
+    step = training_step(where, work, objective, optimizer, perturbed, options.precision)
     for epoch in range(len(history) + 1, options.epochs + 1):
         start = time.perf_counter()
         lr = float(optimizer.param_groups[0]["lr"])
@@ -109,7 +109,7 @@ def fit(
 
 
 def _run_epoch(
-    epoch: int, work: Workspace, step: TrainingStep, per_batch: LRScheduler | None, options: LoopOptions
+    epoch: int, work: Workspace, step: Step, per_batch: LRScheduler | None, options: LoopOptions
 ) -> tuple[float, float]:
     """One epoch's steps; mean objective and accuracy, read back once, at the end."""
     data, ranks = work.data, work.ranks

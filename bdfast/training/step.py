@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -25,8 +26,15 @@ Perturbed: TypeAlias = Callable[[], AbstractContextManager[object]]
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-class TrainingStep:
-    """``step(x, y)`` trains on a batch, and returns its objective and how many of its samples were right, ``[2]``.
+Step: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
+"""(x [B, C, H, W], y [B], factor of the objective) to the objective and the number of correct samples, ``[2]``."""
+
+
+def training_step(
+    where: str, work: Workspace, objective: Objective, optimizer: Optimizer, perturbed: Perturbed | None,
+    precision: Precision,
+) -> Step:  # fmt: skip
+    """A call that trains on a batch; on a GPU it is captured where that does all that a step does.
 
     Args:
         where: the function on whose behalf this happens; it opens the messages.
@@ -36,50 +44,41 @@ class TrainingStep:
         perturbed: see :func:`bdfast.training.loop.fit`.
         precision: of forward and backward.
     """
+    if not _can_replay(work, optimizer):
+        return partial(_take, where, work, objective, optimizer, perturbed, precision, None)
+    rates = DeviceRates(optimizer, work.data.device)
+    take = partial(_take, where, work, objective, optimizer, perturbed, precision, rates)
+    replayed = Replayed(take, work.data.device)
 
-    def __init__(
-        self, where: str, work: Workspace, objective: Objective, optimizer: Optimizer, perturbed: Perturbed | None,
-        precision: Precision,
-    ) -> None:  # fmt: skip
-        self._where, self._work, self._objective, self._optimizer = where, work, objective, optimizer
-        self._perturbed, self._precision = perturbed, precision
-        device = work.data.device
-        self._rates = DeviceRates(optimizer, device) if _can_replay(work, optimizer) else None
-        self._replayed = Replayed(self._take, device)
+    def step(x: Tensor, y: Tensor, factor: float) -> Tensor:
+        assert factor == 1.0  # another one is for several ranks, whose steps are not captured
+        rates.follow()
+        return replayed(x, y)
 
-    def __call__(
-        self,
-        x: Tensor,  # [B, C, H, W]
-        y: Tensor,  # [B]
-        factor: float = 1.0,  # of the objective; another than 1 where several ranks share a batch
-    ) -> Tensor:
-        if self._rates is None:
-            return self._take(x, y, factor)
-        self._rates.follow()
-        return self._replayed(x, y)
+    return step
 
-    def _take(self, x: Tensor, y: Tensor, factor: float = 1.0) -> Tensor:
-        loss, logits = self._backward(x, y, factor)
-        if self._perturbed is not None:
-            with self._perturbed():
-                self._backward(x, y, factor)
-        if self._rates is None:
-            self._optimizer.step()
-        else:
-            with self._rates.in_place():
-                self._optimizer.step()
-        return torch.stack((loss, (logits.argmax(1) == y).sum().to(loss.dtype)))
 
-    def _backward(self, x: Tensor, y: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-        """The gradients of one batch; its objective and its logits."""
-        with autocast(self._work.data.device, self._precision):
-            logits = logits_of(self._where, self._work.forward(x), len(x))
+def _take(
+    where: str, work: Workspace, objective: Objective, optimizer: Optimizer, perturbed: Perturbed | None,
+    precision: Precision, rates: DeviceRates | None, x: Tensor, y: Tensor, factor: float = 1.0,
+) -> Tensor:  # fmt: skip
+    def backward() -> tuple[Tensor, Tensor]:
+        with autocast(work.data.device, precision):
+            logits = logits_of(where, work.forward(x), len(x))
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        loss = self._objective(logits, y)
+        loss = objective(logits, y)
         loss = loss if factor == 1.0 else factor * loss
-        self._optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
+
+    loss, logits = backward()
+    if perturbed is not None:
+        with perturbed():
+            backward()
+    with nullcontext() if rates is None else rates.in_place():
+        optimizer.step()
+    return torch.stack((loss, (logits.argmax(1) == y).sum().to(loss.dtype)))
 
 
 class DeviceRates:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,3 +123,17 @@ def test_arguments() -> None:
         MaskedPGD(frozen, radius=1, steps=0)
     with pytest.raises(ValueError, match=r'masked_pgd: `labels` expected labels \[N\] for objective="ce", got None'):
         masked_pgd(frozen, x, radius=1, objective="ce")
+
+
+def test_an_attack_goes_with_its_last_name() -> None:
+    """A cycle would keep its graph, and the memory of a batch's activations, until the next collection."""
+    with FrozenModel(nn.Sequential(nn.Flatten(), nn.Linear(16, 3))) as frozen:
+        attack = MaskedPGD(frozen, radius=None)
+        attack(torch.rand(2, 1, 4, 4), torch.arange(2), frozen.logits(torch.rand(2, 1, 4, 4)), seed=0)
+        gone = weakref.ref(attack._loop)
+        gc.disable()
+        try:
+            del attack
+            assert gone() is None
+        finally:
+            gc.enable()

@@ -148,7 +148,7 @@ def fit_bounds(
         FloatingPointError: the objective or a bound was no longer finite at the end of an epoch.
     """
     z = list(bounds.values())
-    step = _ClipStep(forward, z, config, data.device)
+    step = _clip_step(forward, z, config, data.device)
     best = _Best(forward, z, data, suspects, config) if config.keep == "best" else None
     lam = config.lam
     for epoch in range(config.clip_epochs):
@@ -168,43 +168,37 @@ def fit_bounds(
         best.restore()
 
 
-class _ClipStep:
+def _clip_step(forward: nn.Module, z: list[Tensor], config: PadFTConfig, device: torch.device) -> Replayed:
     """A step of Adam on the bounds; on a GPU it is captured, and replayed from then on."""
+    optimizer = torch.optim.Adam(z, lr=config.clip_lr, capturable=device.type == "cuda")
 
-    def __init__(self, forward: nn.Module, z: list[Tensor], config: PadFTConfig, device: torch.device) -> None:
-        self._forward, self._z, self._suspect_weight = forward, z, config.suspect_weight
-        self._optimizer = torch.optim.Adam(z, lr=config.clip_lr, capturable=device.type == "cuda")
-        self._replayed = Replayed(self._take, device)
-
-    def __call__(
-        self,
+    def take(
         x: Tensor,  # [B, C, H, W]
         y: Tensor,  # [B]
         reference: Tensor,  # [B, K]
         lam: Tensor,  # []
-        share: Suspects | None,
+        *share: Tensor,  # images and labels of suspects
     ) -> Tensor:
         """The objective and the number of correct samples, ``[2]``."""
-        return self._replayed(x, y, reference, lam, *(() if share is None else share))
-
-    def _take(self, x: Tensor, y: Tensor, reference: Tensor, lam: Tensor, *share: Tensor) -> Tensor:
-        logits = logits_of("pad_ft", self._forward(x), len(x))
+        logits = logits_of("pad_ft", forward(x), len(x))
         loss = F.mse_loss(logits.float(), reference.float())
-        loss = loss + lam * torch.stack([torch.linalg.vector_norm(b) for b in self._z]).sum()
+        loss = loss + lam * torch.stack([torch.linalg.vector_norm(b) for b in z]).sum()
         if share:
             images, labels = share
-            loss = loss + self._suspect_weight * unlikelihood(self._forward(images), labels)
-        self._optimizer.zero_grad(set_to_none=True)
+            loss = loss + config.suspect_weight * unlikelihood(forward(images), labels)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        optimizer.step()
         with torch.no_grad():
-            for b in self._z:
+            for b in z:
                 b.clamp_(min=0)
         return torch.stack((loss.detach(), (logits.detach().argmax(1) == y).sum().to(loss.dtype)))
 
+    return Replayed(take, device)
+
 
 def _clip_epoch(
-    step: _ClipStep, data: ResidentData, reference: Tensor, suspects: Suspects | None, lam: float, epoch: int,
+    step: Replayed, data: ResidentData, reference: Tensor, suspects: Suspects | None, lam: float, epoch: int,
     config: PadFTConfig,
 ) -> tuple[float, float]:  # fmt: skip
     """Mean objective and accuracy, read back once, at the end."""
@@ -213,7 +207,7 @@ def _clip_epoch(
     weight = torch.tensor(lam, device=data.device)
     shares = iter(()) if suspects is None else suspects.shares(data.num_batches(config.clip_batch_size), seed)
     for x, y, index in data.batches(config.clip_batch_size, shuffle=True, epoch_seed=seed):
-        loss, correct = step(x, y, reference[index], weight, next(shares, None)).double()
+        loss, correct = step(x, y, reference[index], weight, *next(shares, ())).double()
         total += torch.stack((loss * len(x), correct))
     mean, accuracy = (total / len(data)).tolist()
     return mean, accuracy

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -183,6 +184,7 @@ def finish(child: Child, limit: float) -> Report:
 def run_child(arguments: argparse.Namespace) -> int:
     """Run one stage here, and keep its report in a file."""
     name, path, scratch = arguments.child
+    logging.basicConfig(level=logging.INFO)  # why steps are not captured, say
     stage = stages()[name]
     if arguments.device == "cuda" and name != "build":
         torch.zeros(1, device="cuda")

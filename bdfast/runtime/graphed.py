@@ -7,6 +7,7 @@ an H200 when it is replayed, and 9.4 ms when Python launches it.
 
 from __future__ import annotations
 
+import logging
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from torch import Tensor
 
 Signature: TypeAlias = "tuple[tuple[torch.Size, torch.dtype, tuple[int, ...]], ...]"
 
+_LOG = logging.getLogger(__name__)
 _WARM_UP = 3  # calls before the capture: lazy initialisation, autotuning and the allocator's pools
 
 
@@ -122,7 +124,7 @@ class Replayed:
         if calls == _WARM_UP:
             with _watched(self._device) as obstacles:
                 output = self._step(*inputs)
-            self.reason = next(iter(obstacles), "")
+            self._give_up_for(next(iter(obstacles), ""))
             return output
         if signature not in self._captured and not self._capture(signature, inputs):
             return self._step(*inputs)
@@ -137,10 +139,15 @@ class Replayed:
             with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
                 output = self._step(*held)
         except RuntimeError as error:  # of CUDA, or of memory: nothing has run, so that the step can be taken as it is
-            self.reason = f"the capture failed: {str(error).splitlines()[0]}"
+            self._give_up_for(f"the capture failed: {str(error).splitlines()[0]}")
             return False
         self._captured[signature] = _Capture(graph, held, output)
         return True
+
+    def _give_up_for(self, reason: str) -> None:
+        self.reason = reason
+        if reason:
+            _LOG.info("steps run as they are, without a CUDA graph: %s", reason)
 
 
 @contextmanager

@@ -67,7 +67,9 @@ def test_random_numbers_of_the_host_are_drawn_at_every_call(draw: object) -> Non
 
 
 @pytest.mark.gpu
-def test_a_step_that_waits_for_the_device_goes_on_as_it_is() -> None:
+def test_a_step_that_waits_for_the_device_goes_on_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
     def step_(x: Tensor) -> Tensor:
         return x + 1 if x.sum().item() > 0 else x - 1
 
@@ -76,6 +78,7 @@ def test_a_step_that_waits_for_the_device_goes_on_as_it_is() -> None:
         x = torch.tensor([1.0 if call % 2 else -1.0], device=CUDA)
         assert torch.equal(step(x), 2 * x)
     assert step.reason.startswith("a step waits for the device")
+    assert "without a CUDA graph: a step waits for the device" in caplog.text
 
 
 @pytest.mark.gpu

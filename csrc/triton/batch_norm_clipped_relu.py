@@ -77,9 +77,8 @@ def batch_norm_clipped_relu_fwd_kernel(
     if CLIP:
         store_bits(p_clip, m_clip & m_x, block, blocks, BLOCKS)
 
-    first_c = tl.program_id(0) * BLOCK_C
-    if first_c < channels:
-        o_c = first_c + tl.arange(0, BLOCK_C)
+    if tl.program_id(0) < tl.cdiv(channels, BLOCK_C):  # that of a later program would not fit 32 bits
+        o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
         m_c = o_c < channels
         b_factor = tl.rsqrt(tl.load(p_var + o_c, mask=m_c, other=1.0) + eps)
         if HAS_WEIGHT:

@@ -182,4 +182,5 @@ def store_bits(p_bits, m_bits, block, blocks, BLOCKS: tl.constexpr):
 def load_bits(p_bits, o_x, m_x):
     """The bits of elements anywhere: neighbours read the same words, as wide as their own loads."""
     b_words = tl.load(p_bits + (o_x // BLOCK) * LANES + o_x % LANES, mask=m_x, other=0)
-    return ((b_words >> ((o_x.to(tl.int32) // LANES) % BITS)) & 1) != 0
+    # The cast comes last: an offset beyond 2^31 would be a negative number, whose remainder is another one.
+    return ((b_words >> ((o_x // LANES) % BITS).to(tl.int32)) & 1) != 0

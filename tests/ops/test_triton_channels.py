@@ -21,6 +21,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if (reason := runs_triton(torch.empty(0, device=DEVICE), dtypes=(torch.float32,))) is not None:
     pytest.skip(f"triton: {reason}", allow_module_level=True)
 
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
 from bdfast.triton_kernels import batch_norm_stat_distance, channels, clipped_relu  # noqa: E402
 from bdfast.triton_kernels.channels import Launch  # noqa: E402
 
@@ -99,3 +102,20 @@ def test_launch(samples: int, count: int, inner: int) -> None:
     assert -(-inner // launch.block_i) * launch.block_i < 2 * inner
     assert 1 <= launch.parts <= channels.PARTS
     assert launch.programs(count) <= max(4096, count) + launch.parts
+
+
+@triton.jit
+def _bits_kernel(p_bits, p_out, first, BLOCK: tl.constexpr, LANES: tl.constexpr, COUNT: tl.constexpr):
+    o = tl.arange(0, COUNT)
+    start = p_bits - first // BLOCK * LANES  # as if all words before them were there
+    m = channels.load_bits(start, first.to(tl.int64) + o, o >= 0)
+    tl.store(p_out + o, m.to(tl.int32))
+
+
+@pytest.mark.parametrize("first", [0, 2**31 - 1024, 2**31, 2**31 + 512, 2**32 - 512, 2**33])
+def test_bits_of_elements_beyond_32_bits(first: int) -> None:
+    mask = torch.rand(2 * ch.BLOCK, generator=torch.Generator().manual_seed(0)) < 0.5
+    bits = ch.pack(mask.to(DEVICE), False)
+    out = torch.empty(len(mask), dtype=torch.int32, device=DEVICE)
+    _bits_kernel[(1,)](bits, out, first, BLOCK=ch.BLOCK, LANES=ch.LANES, COUNT=len(mask))
+    assert torch.equal(out.cpu().bool(), mask)

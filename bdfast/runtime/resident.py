@@ -146,6 +146,18 @@ class ResidentData:
             for start, size in zip(range(0, count * batch_size, batch_size), self.sizes(batch_size), strict=False)
         )
 
+    def shuffled(self, batch_size: int, *, epoch_seed: int) -> tuple[Tensor, ...]:
+        """The indices of the batches that :meth:`batches` yields with ``shuffle``, for whoever needs no images.
+
+        Example:
+            >>> data = ResidentData(torch.rand(5, 1, 2, 2), torch.arange(5))
+            >>> of_batches = [index for _, _, index in data.batches(2, shuffle=True, epoch_seed=3)]
+            >>> all(map(torch.equal, data.shuffled(2, epoch_seed=3), of_batches))
+            True
+        """
+        _check_batch_size(batch_size)
+        return torch.split(self._draw(True, epoch_seed)[0], batch_size)
+
     def sizes(self, batch_size: int) -> list[int]:
         """Samples in each batch of an epoch, of all ranks together."""
         return [min(batch_size, len(self) - start) for start in range(0, len(self), batch_size)]

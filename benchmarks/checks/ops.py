@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bdfast.backends import explain
+from bdfast.runtime.progress import Stopwatch
 from bdfast.testing import Case, OpSuite, device_timing, rows, suites
 from bdfast.testing.tables import Cell, Table
 from bdfast.testing.timing import Step, Timing, interleave
@@ -34,6 +35,8 @@ def run(context: Context) -> Result:
             records.append(one(suite, case, dtype, context))
         except torch.OutOfMemoryError:
             not_timed.append(f"{name} (not enough memory)")
+        except Exception as error:  # of one case; the others are timed all the same
+            records.append(rows.failed_record(suite, case, dtype, [f"{type(error).__name__}: {error}"]))
         if context.device.type == "cuda":
             torch.cuda.empty_cache()
         context.save({"records": records, "not_timed": not_timed})
@@ -55,16 +58,22 @@ def order(context: Context) -> list[tuple[OpSuite, Case, torch.dtype]]:
 
 def one(suite: OpSuite, case: Case, dtype: torch.dtype, context: Context) -> dict[str, Any]:
     """Check a case, then time it."""
-    # A float64 reference of a large case does not fit; the stage `large` checks those.
-    if not case.large and (reasons := rows.failures(suite, case, context.device, dtype)):
-        return rows.failed_record(suite, case, dtype, reasons)
-    compiled = not context.quick and dtype == case.dtypes[0] and context.seconds_left > COMPILE_SECONDS
-    steps, moved = rows.prepare(suite, case, context.device, dtype, compiled=compiled)
-    steps |= backend_steps(suite, case, dtype, context)
+    took = Stopwatch(context.device)
+    with context.device:  # inputs are drawn there: a CPU takes longer for them than all of the timing
+        # A float64 reference of a large case does not fit; the stage `large` checks those.
+        with took("check"):
+            reasons = [] if case.large else rows.failures(suite, case, context.device, dtype)
+        if reasons:
+            return rows.failed_record(suite, case, dtype, reasons)
+        compiled = not context.quick and dtype == case.dtypes[0] and context.seconds_left > COMPILE_SECONDS
+        with took("prepare"):
+            steps, moved = rows.prepare(suite, case, context.device, dtype, compiled=compiled)
+            steps |= backend_steps(suite, case, dtype, context)
     if context.device.type == "cuda":
-        timings, no_graph = device_timing.measure(steps, context.device, SECONDS_A_CASE)
-        # Of ours alone: the profiler takes longer than the timing.
-        activities = {rows.OURS: device_timing.activity(steps[rows.OURS])}
+        with took("time"):
+            timings, no_graph = device_timing.measure(steps, context.device, SECONDS_A_CASE)
+        with took("profile"):  # of ours alone: it takes longer than the timing
+            activities = {rows.OURS: device_timing.activity(steps[rows.OURS])}
     else:
         timings = {"plain": interleave(steps, seconds=0.1, rounds=(3, 50))}
         no_graph, activities = {}, {}
@@ -75,6 +84,7 @@ def one(suite: OpSuite, case: Case, dtype: torch.dtype, context: Context) -> dic
         **summary(moved, timings),
         "no_graph": no_graph,
         "activity": activities,
+        "took": {part: round(seconds, 2) for part, seconds in took.seconds.items()},
     }
 
 

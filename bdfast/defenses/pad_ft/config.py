@@ -183,8 +183,8 @@ class PadFTConfig:
     """R augmentations a sample that the epochs take in turn; None draws anew in every epoch."""
 
     cache_features: bool = False
-    """Compute the frozen features of the images and of their R augmentations once: the same result, and an epoch is a
-    linear problem. Sets draws to 10 where it is None [O]."""
+    """Keep the frozen features of R augmentations instead of computing those of an epoch anew: the same result, and an
+    epoch is a linear problem. Sets draws to 10 where it is None [O]."""
 
     # --- how it runs -------------------------------------------------------------------------------------------------
 

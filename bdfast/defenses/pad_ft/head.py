@@ -23,11 +23,18 @@ from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.errors import message
 from bdfast.ops import sce_loss
 from bdfast.runtime.determinism import stream_seed
+from bdfast.runtime.graphed import Replayed
 from bdfast.runtime.progress import Record
 from bdfast.runtime.resident import ResidentData
+from bdfast.training.options import can_fuse
+from bdfast.training.step import DeviceRates
 
 Hidden = Callable[[Tensor], Tensor]
 """Images [B, C, H, W] to the input of the last layer [B, D], without gradients."""
+
+Step = Callable[..., Tensor]
+"""(features [B, D], those of the augmented images [B, D], labels [B], features and labels of suspects where there are
+any) to loss, consistency and the number of correct samples, ``[3]``."""
 
 
 def fine_tune_head(
@@ -53,18 +60,21 @@ def fine_tune_head(
     Raises:
         FloatingPointError: the loss or a weight was no longer finite at the end of an epoch.
     """
+    parameters = list(layer.parameters())
     optimizer = torch.optim.SGD(
-        layer.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
+        fused=True if data.device.type == "cuda" and can_fuse(parameters) else None,
+    )  # fmt: skip
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
-    views = _Views(hidden, data, config)
+    step = _head_step(layer, optimizer, config, data.device)
+    features = _Features(hidden, data, config)
     if suspects is not None:  # as features: nothing that is trained here changes them
         parts = torch.split(suspects.inputs, config.score_batch_size)
         suspects = Suspects(torch.cat([hidden(x) for x in parts]), suspects.labels)
     for epoch in range(config.epochs):
         start = time.perf_counter()
         lr = float(optimizer.param_groups[0]["lr"])
-        loss, consistency, accuracy = _tune_epoch(views, layer, optimizer, data, suspects, epoch, config)
+        loss, consistency, accuracy = _tune_epoch(step, features, data, suspects, epoch, config)
         schedule.step()
         if not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in layer.parameters()):
             got = f"a loss of {loss:g} or weights that are not finite in epoch {epoch + 1} of fine-tuning"
@@ -73,60 +83,82 @@ def fine_tune_head(
         yield {**record, "seconds": time.perf_counter() - start}
 
 
-def _tune_epoch(
-    views: _Views, layer: nn.Linear, optimizer: torch.optim.Optimizer, data: ResidentData,
-    suspects: Suspects | None, epoch: int, config: PadFTConfig,
-) -> tuple[float, float, float]:  # fmt: skip
-    """Mean loss, mean consistency and accuracy, read back once, at the end."""
-    seed = stream_seed(config.seed, f"pad_ft: fine-tuning, epoch {epoch}")
-    draw = views.draw(epoch)
-    total = torch.zeros(3, dtype=torch.float64, device=data.device)
-    shares = iter(()) if suspects is None else suspects.shares(data.num_batches(config.batch_size), seed)
-    for x, y, index in data.batches(config.batch_size, shuffle=True, epoch_seed=seed):
-        plain, augmented = views(x, index, draw)
+def _head_step(layer: nn.Linear, optimizer: torch.optim.Optimizer, config: PadFTConfig, device: torch.device) -> Step:
+    """A step of the layer; on a GPU it is captured, and replayed from then on."""
+
+    def take(plain: Tensor, augmented: Tensor, y: Tensor, *share: Tensor) -> Tensor:
         logits = layer(plain)
         loss = sce_loss(
             logits, y, alpha=config.a, beta=config.b, log_zero=config.log_zero, clamp=config.clamp, reduction="mean"
         )
         consistency = (logits.softmax(1) - layer(augmented).softmax(1)).square().sum(1).mean()
         loss = loss + config.beta * consistency
-        share = next(shares, None)
-        if share is not None:
-            loss = loss + config.suspect_weight * unlikelihood(layer(share.inputs), share.labels)
+        if share:
+            inputs, labels = share
+            loss = loss + config.suspect_weight * unlikelihood(layer(inputs), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         correct = (logits.detach().argmax(1) == y).sum()
-        total += torch.stack((loss.detach() * len(x), consistency.detach() * len(x), correct))
+        return torch.stack((loss.detach(), consistency.detach(), correct.to(loss.dtype)))
+
+    if device.type != "cuda" or not can_fuse(list(layer.parameters())):
+        return take
+    rates = DeviceRates(optimizer, device)
+
+    def take_at_rates(*inputs: Tensor) -> Tensor:
+        with rates.in_place():
+            return take(*inputs)
+
+    replayed = Replayed(take_at_rates, device)
+
+    def step(*inputs: Tensor) -> Tensor:
+        rates.follow()
+        return replayed(*inputs)
+
+    return step
+
+
+def _tune_epoch(
+    step: Step, features: _Features, data: ResidentData, suspects: Suspects | None, epoch: int, config: PadFTConfig
+) -> tuple[float, float, float]:
+    """Mean loss, mean consistency and accuracy, read back once, at the end."""
+    seed = stream_seed(config.seed, f"pad_ft: fine-tuning, epoch {epoch}")
+    augmented = features.augmented(epoch)
+    total = torch.zeros(3, dtype=torch.float64, device=data.device)
+    shares = iter(()) if suspects is None else suspects.shares(data.num_batches(config.batch_size), seed)
+    for index in data.shuffled(config.batch_size, epoch_seed=seed):
+        figures = step(features.plain[index], augmented[index], data.labels[index], *next(shares, ())).double()
+        total += torch.cat((figures[:2] * len(index), figures[2:]))
     mean, mean_consistency, accuracy = (total / len(data)).tolist()
     return mean, mean_consistency, accuracy
 
 
-class _Views:
-    """Features of images and of their augmentations: computed as they come, or once and then looked up."""
+class _Features:
+    """Features of images and of their augmentations: nothing that is trained here changes them.
+
+    Those of the images are computed once, those of an augmentation once an epoch, or, where ``cache_features`` keeps
+    them, once.
+    """
 
     def __init__(self, hidden: Hidden, data: ResidentData, config: PadFTConfig) -> None:
         self._hidden, self._data, self._config = hidden, data, config
-        self._plain: Tensor | None = None
-        self._augmented: dict[int, Tensor] = {}
-        if config.cache_features:
-            self._plain = torch.cat([hidden(x) for x, _, _ in self._batches()])
+        self._kept: dict[int, Tensor] = {}
+        self.plain = torch.cat([hidden(x) for x, _, _ in self._batches()])  # [N, D]
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         return self._data.batches(self._config.score_batch_size, shuffle=False, epoch_seed=0)
 
-    def draw(self, epoch: int) -> Draw:
-        """The augmentation of an epoch, for every sample."""
+    def augmented(self, epoch: int) -> Tensor:
+        """Of the augmentation of an epoch, ``[N, D]``."""
         number = epoch if self._config.draws is None else epoch % self._config.draws
+        if number in self._kept:
+            return self._kept[number]
         draw = Draw(self._data, self._config, number)
-        if self._config.cache_features and number not in self._augmented:
-            self._augmented[number] = torch.cat([self._hidden(draw(x, index)) for x, _, index in self._batches()])
-        return draw
-
-    def __call__(self, x: Tensor, index: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        if self._plain is not None:
-            return self._plain[index], self._augmented[draw.number][index]
-        return self._hidden(x), self._hidden(draw(x, index))
+        found = torch.cat([self._hidden(draw(x, index)) for x, _, index in self._batches()])
+        if self._config.cache_features:
+            self._kept[number] = found
+        return found
 
 
 class Draw:
@@ -144,7 +176,6 @@ class Draw:
         generator = torch.Generator().manual_seed(stream_seed(config.seed, f"pad_ft: augmentation {number}"))
         flip = data.images.shape[1] >= 3 if config.flip == "auto" else config.flip
         u = torch.rand(3, len(data), generator=generator).to(data.device)
-        self.number = number
         self._flip = (u[0] < 0.5) & flip
         self._brightness = 1 + config.brightness * (2 * u[1] - 1)
         self._contrast = 1 + config.contrast * (2 * u[2] - 1)

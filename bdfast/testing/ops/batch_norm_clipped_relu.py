@@ -53,12 +53,13 @@ def _away_from_jumps(x: Tensor, parameters: tuple[Tensor | None, ...], bound: An
     """``x`` with 1 added, as often as it takes, where the output of the batch norm is next to 0 or to its bound."""
     if x.numel() > 2**28:  # compared by norms of chunks, which a few elements do not move
         return x
-    mean, var, weight, bias = (torch.zeros(1) if p is None else p.double() for p in parameters)
+    where = x.device
+    mean, var, weight, bias = (torch.zeros(1, device=where) if p is None else p.to(where).double() for p in parameters)
     scale = (var + _EPS).rsqrt() * (1.0 if parameters[2] is None else weight)
     shift = bias - mean * scale
-    z = torch.as_tensor(bound, dtype=torch.float64).cpu().flatten().expand(len(scale))
-    channels = ch.per_channel(torch.arange(len(scale)), x).expand_as(x).reshape(-1)
-    values, near = x.cpu().reshape(-1), torch.arange(x.numel())
+    z = torch.as_tensor(bound, dtype=torch.float64, device=where).flatten().expand(len(scale))
+    channels = ch.per_channel(torch.arange(len(scale), device=where), x).expand_as(x).reshape(-1)
+    values, near = x.reshape(-1).clone(), torch.arange(x.numel(), device=where)
     while len(near):
         c = channels[near]
         t = values[near].double() * scale[c] + shift[c]

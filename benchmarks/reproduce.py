@@ -125,8 +125,9 @@ def make_scale(arguments: argparse.Namespace) -> Scale:
         data = bdfast.data.load("digits")
         return Scale("digits", data, device, precision, "digits_cnn", victim, {"augment": "crop", **short})
     victim = TrainConfig(
-        epochs=arguments.victim_epochs or 12, lr=0.1, schedule="one_cycle", precision=precision, channels_last=True
-    )
+        epochs=arguments.victim_epochs or scenario.VICTIM_EPOCHS, lr=0.1, schedule="one_cycle", precision=precision,
+        channels_last=True,
+    )  # fmt: skip
     return Scale("cifar10", bdfast.data.load(arguments.data), device, precision, None, victim, short)
 
 

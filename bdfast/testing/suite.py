@@ -28,7 +28,7 @@ class Case:
         conditioning: how much the case itself amplifies a rounding of its inputs, by cancellation; multiplies the
             tolerance.
         benchmark: whether it is timed.
-        large: whether it needs tens of gigabytes (run on a GPU only).
+        large: whether it needs gigabytes (run on a GPU only).
     """
 
     name: str

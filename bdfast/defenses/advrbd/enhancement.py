@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +56,11 @@ def two_sides(
     config: AdvrBDConfig,
 ) -> Sides:
     """D_u and D_c on the device and in the dtype of ``weight``, augmented as ``config`` says."""
-    chosen = augmentation(config.augment, images.shape)
-    sets = [
-        ResidentData(images[side], labels[side], device=weight.device, augment=chosen, dtype=weight.dtype)
-        for side in (~in_dc, in_dc)
-    ]
-    return Sides(*sets)
+    options: dict[str, Any] = {
+        "device": weight.device, "dtype": weight.dtype, "augment": augmentation(config.augment, images.shape),
+        "channels_last": weight.device.type == "cuda" and config.precision == "bf16",  # as networks are trained there
+    }  # fmt: skip
+    return Sides(*(ResidentData(images[side], labels[side], **options) for side in (~in_dc, in_dc)))
 
 
 def enhance(

@@ -111,6 +111,7 @@ CASES = (
     Case("far", "a mean a thousand times the spread", {"shape": (4, 3, 9, 9), "offset": 2000.0}),
     Case("nan", "NaN goes through", {"shape": (4, 3, 5, 5), "special": "nan"}, _ALL),
     Case("2^31", "more than 2^31 activations", {"shape": (2100, 1024, 32, 32)}, (torch.bfloat16,), large=True),
+    Case("past-l2", "far past the L2 of a GPU", {"shape": (128, 64, 112, 112)}, benchmark=True, large=True),
 )
 # fmt: on
 

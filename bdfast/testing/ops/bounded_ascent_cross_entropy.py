@@ -139,6 +139,13 @@ CASES = (
     Case("outliers", "logits of thousands", {"shape": (40, 11), "num_descend": 20, "special": "outliers"}),
     Case("non-finite", "NaN is not masked", {"shape": (28, 10), "num_descend": 14, "special": "non-finite"}, _ALL),
     Case("2^31", "more than 2^31 logits", {"shape": (2_200_000, 1000), "num_descend": 9}, (_ALL[2],), large=True),
+    Case(
+        "past-l2",
+        "far past the L2 of a GPU",
+        {"shape": (131_072, 1000), "num_descend": 65_536},
+        benchmark=True,
+        large=True,
+    ),
 )
 
 SUITE = OpSuite(

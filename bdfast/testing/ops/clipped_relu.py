@@ -205,6 +205,7 @@ CASES = (
     Case("empty", "no samples: bounds get 0", {"shape": (0, 3, 4, 4)}, _ALL),
     Case("empty-plane", "no pixels", {"shape": (2, 3, 0, 4)}),
     Case("2^31", "more than 2^31 activations", {"shape": (2100, 1024, 32, 32)}, (torch.bfloat16,), large=True),
+    Case("past-l2", "far past the L2 of a GPU", {"shape": (128, 64, 112, 112)}, benchmark=True, large=True),
 )
 # fmt: on
 

@@ -147,6 +147,7 @@ CASES = (
     Case("outliers", "logits of thousands and -inf", {"shape": (40, 11), "special": "outliers", "reduction": "none"}),
     Case("nan", "NaN logits are not masked", {"shape": (20, 10), "special": "nan", "reduction": "none"}, _ALL),
     Case("2^31", "more than 2^31 logits", {"shape": (2_200_000, 1000)}, (torch.bfloat16,), large=True),
+    Case("past-l2", "far past the L2 of a GPU", {"shape": (131_072, 1000)}, benchmark=True, large=True),
 )
 
 SUITE = OpSuite(

@@ -117,6 +117,7 @@ CASES = (
     Case("chunks", "several chunks of rows", {"shape": (67, 1025)}),
     Case("empty", "no channels", {"shape": (0, 5)}, _ALL),
     Case("no-samples", "NaN", {"shape": (5, 0)}, _ALL),
+    Case("past-l2", "far past the L2 of a GPU", {"shape": (4096, 32_768)}, benchmark=True, large=True),
 )
 # fmt: on
 

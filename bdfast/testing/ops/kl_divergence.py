@@ -154,6 +154,7 @@ CASES = (
         conditioning=4.0,
     ),
     Case("2^31", "more than 2^31 logits", {"shape": (2_200_000, 1000)}, (torch.bfloat16,), large=True),
+    Case("past-l2", "far past the L2 of a GPU", {"shape": (131_072, 1000), "wants": ""}, benchmark=True, large=True),
 )
 
 SUITE = OpSuite(

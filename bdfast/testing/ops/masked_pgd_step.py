@@ -165,6 +165,8 @@ CASES = (
     Case("empty-plane", "no pixels", {"shape": (2, 3, 0, 4), "radius": None}),
     Case("2^31", "more than 2^31 elements", {"shape": (15000, 3, 224, 224), "radius": 56}, (torch.bfloat16,),
          large=True),
+    Case("past-l2", "far past the L2 of a GPU", {"shape": (512, 3, 224, 224), "radius": None}, benchmark=True,
+         large=True),
 )
 # fmt: on
 

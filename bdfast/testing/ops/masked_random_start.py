@@ -113,6 +113,8 @@ CASES = (
     Case("nan", "NaN stays NaN", {"shape": (4, 3, 9, 12), "radius": 3, "special": "nan"}, _ALL),
     Case("empty", "no samples", {"shape": (0, 3, 4, 4), "radius": 1}, _ALL),
     Case("empty-plane", "no pixels", {"shape": (2, 3, 0, 4), "radius": None}),
+    Case("past-l2", "far past the L2 of a GPU", {"shape": (512, 3, 224, 224), "radius": None}, benchmark=True,
+         large=True),
 )
 # fmt: on
 

@@ -77,6 +77,9 @@ CASES = (
     Case("pixel", "one place to be", {"shape": (5,), "size": (1, 1)}),
     Case("largest", "sizes up to 2^31 - 1", {"shape": (100,), "size": (2**31 - 1, 2**31 - 1)}),
     Case("empty", "no ids", {"shape": (0,), "size": (32, 32)}),
+    Case(
+        "past-l2", "far past the L2 of a GPU", {"shape": (20_000_000,), "size": (224, 224)}, benchmark=True, large=True
+    ),
 )
 
 SUITE = OpSuite(

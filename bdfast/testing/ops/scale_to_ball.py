@@ -124,6 +124,7 @@ CASES = (
     Case("empty", "no images", {"shape": (0, 3, 4, 4)}, _ALL),
     Case("empty-images", "images of no pixels", {"shape": (3, 0)}),
     Case("2^31", "more than 2^31 elements", {"shape": (15000, 3, 224, 224)}, (torch.bfloat16,), large=True),
+    Case("past-l2", "far past the L2 of a GPU", {"shape": (512, 3, 224, 224)}, benchmark=True, large=True),
 )
 # fmt: on
 

@@ -135,6 +135,7 @@ CASES = (
         _ALL,
     ),
     Case("2^31", "more than 2^31 logits", {"shape": (2_200_000, 1000)}, (torch.bfloat16,), large=True),
+    Case("past-l2", "far past the L2 of a GPU", {"shape": (131_072, 1000)}, benchmark=True, large=True),
 )
 
 SUITE = OpSuite(

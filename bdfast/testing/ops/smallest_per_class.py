@@ -117,6 +117,13 @@ CASES = (
     ),
     Case("strided", "neither input contiguous", {"shape": (400,), "classes": 8, "k": 10, "layout": "strided"}, _ALL),
     Case("chunks", "more samples than one chunk", {"shape": (140_001,), "classes": 3, "k": 5000}),
+    Case(
+        "past-l2",
+        "far past the L2 of a GPU",
+        {"shape": (20_000_000,), "classes": 1000, "k": 300},
+        benchmark=True,
+        large=True,
+    ),
 )
 
 SUITE = OpSuite(

@@ -22,7 +22,9 @@ from bdfast.testing.tables import Cell, Table
 from bdfast.training import TrainConfig, train_classifier
 from benchmarks.stage import Context, SkipStage
 
-VICTIM_EPOCHS = 24  # of one cycle on CIFAR-10; one of 12 loses 2.6 points to D3 instead of 1.4, as it does to fine-tuning
+VICTIM_EPOCHS = (
+    24  # of one cycle on CIFAR-10; one of 12 loses 2.6 points to D3 instead of 1.4, as it does to fine-tuning
+)
 Split = tuple[Tensor, Tensor]
 Defense = Callable[[nn.Module, Split], nn.Module]
 """(model, clean data) to another model."""

@@ -11,7 +11,7 @@ from benchmarks.stage import Stage
 CHECKS = ("build", "numerics", "compile", "large", "sanitizer", "victim", "ops")
 """What times nothing comes first, and at the same time."""
 
-END_TO_END = ("d3", "pad_ft", "score_advrbd", "gic", "train", "backdoorbench", "advrbd")
+END_TO_END = ("d3", "pad_ft", "score_advrbd", "pgd", "gic", "train", "backdoorbench", "advrbd")
 """On the victim of the stage ``victim``; modules that are not named here come last."""
 
 

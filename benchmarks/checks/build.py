@@ -38,4 +38,4 @@ def table(result: Result) -> Table:
     return ("what", "value"), [("install, s", result["seconds"]), *result["switches"].items()]
 
 
-STAGE = Stage("build", "pip install -e . with CUDA", 40.0, run, table)
+STAGE = Stage("build", "pip install -e . with CUDA", 35.0, run, table)

@@ -95,4 +95,4 @@ def table(result: Result) -> Table:
     return names, lines
 
 
-STAGE = Stage("large", "cases beyond 2^31 elements", 100.0, run, table, timed=False)
+STAGE = Stage("large", "cases beyond 2^31 elements", 95.0, run, table, timed=False)

@@ -95,4 +95,4 @@ def table(result: Result) -> Table:
     return ("op", "backend", "cases", "wrong"), lines
 
 
-STAGE = Stage("numerics", f"every backend against float64, {RERUNS} reruns", 100.0, run, table, timed=False)
+STAGE = Stage("numerics", f"every backend against float64, {RERUNS} reruns", 95.0, run, table, timed=False)

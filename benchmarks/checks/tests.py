@@ -55,4 +55,4 @@ def table(result: Result) -> Table:
     return ("passed", "skipped", "failed"), [line]
 
 
-STAGE = Stage("tests", "tests of ops, optimizers and captured steps", 40.0, run, table, timed=False)
+STAGE = Stage("tests", "tests of ops, optimizers and captured steps", 36.0, run, table, timed=False)

@@ -51,4 +51,4 @@ def table(result: Result) -> Table:
     return [*header, "PAD", "target purity", "seconds a step"], widened
 
 
-STAGE = Stage("pad_ft", "PAD-FT, CIFAR-10, PreAct-ResNet18, BadNets", 35.0, run, table)
+STAGE = Stage("pad_ft", "PAD-FT, CIFAR-10, PreAct-ResNet18, BadNets", 32.0, run, table)

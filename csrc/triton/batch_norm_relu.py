@@ -12,6 +12,8 @@ order that does not depend on which program is done first. Reruns are bit-identi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -136,7 +138,7 @@ def batch_norm_relu_stats_kernel(
     # A program owns one channel.
     # Reads 16 bytes a part; writes a few numbers.
     # Accumulates in float64, in an order that does not depend on anything.
-    c, per_channel = tl.program_id(0).to(tl.int64), samples.to(tl.int64) * inner
+    c, per_channel = tl.program_id(0).to(tl.int64), tl.cast(samples, tl.int64) * inner
     b_pivot = _pivot_of(p_x, c, True, samples, channels, inner)
     b_delta = sum_of_parts(p_partials + c * parts, parts) / per_channel
     b_var = sum_of_parts(p_partials + (channels + c) * parts, parts) / per_channel - b_delta * b_delta
@@ -221,7 +223,7 @@ def forward(
         return y, mean.fill_(torch.nan), var.fill_(torch.nan), saved.fill_(torch.nan)
     numel, channels, inner = ch.layout(x, channels_last, x.shape[1])
     sizes = numel // (channels * inner), channels, inner
-    sums, apply = sum_launch(numel, channels, inner, TILE), Launch.choose(numel, channels, inner)
+    sums, apply = sum_launch(numel, channels, inner, TILE), apply_launch(numel, channels, inner)
     partials = x.new_empty((2, channels, sums.parts), dtype=torch.float64)
     running = (mean, var) if running_mean is None else (running_mean, running_var)
     with on_device_of(x):
@@ -243,7 +245,18 @@ def forward(
 
 def sum_launch(numel: int, channels: int, inner: int, tile: int) -> Launch:
     """Programs that are all there at once, unless each would have more than ``TILES`` tiles."""
-    return Launch.choose(numel, channels, inner, tile, PROGRAMS * cdiv(numel, PROGRAMS * tile * TILES))
+    programs = PROGRAMS * cdiv(numel, PROGRAMS * tile * TILES)
+    return few_kinds(Launch.choose(numel, channels, inner, tile, programs))
+
+
+def apply_launch(numel: int, channels: int, inner: int) -> Launch:
+    """As other passes over activations."""
+    return few_kinds(Launch.choose(numel, channels, inner))
+
+
+def few_kinds(launch: Launch) -> Launch:
+    """16 elements fill a load, and further divisors would each be compiled for: layers of a network share kernels."""
+    return replace(launch, grain=min(launch.grain, 16))
 
 
 # --- ahead of time ---------------------------------------------------------------------------------------------------
@@ -269,7 +282,7 @@ def walk_sizes(channels: int, inner: int) -> tuple[int, int, int]:
 
 def _passes(dtype: str, channels: int, inner: int, residual: bool) -> list[AotVariant]:
     sizes = walk_sizes(channels, inner)
-    sums, apply = sum_launch(*sizes, TILE), Launch.choose(*sizes)
+    sums, apply = sum_launch(*sizes, TILE), apply_launch(*sizes)
     constants = {"RESIDUAL": residual, "RELU": True, **apply.constants(), **ones(inner)}
     return [
         AotVariant.of(

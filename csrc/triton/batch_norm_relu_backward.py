@@ -18,6 +18,7 @@ from bdfast.ops import channels as ch
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.batch_norm_relu import (
     SHAPES,
+    apply_launch,
     own,
     row,
     store_sums,
@@ -26,7 +27,7 @@ from bdfast.triton_kernels.batch_norm_relu import (
     walk_sizes,
     walk_types,
 )  # fmt: skip
-from bdfast.triton_kernels.channels import Launch, channel_tile, lane_sums, tiles_of
+from bdfast.triton_kernels.channels import channel_tile, lane_sums, tiles_of
 from bdfast.triton_kernels.clipped_relu import BYTES, ones
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import on_device_of
@@ -175,7 +176,7 @@ def backward(
         return grad_x, masked, grad_weight.zero_(), grad_bias.zero_()
     numel, channels, inner = ch.layout(x, channels_last, x.shape[1])
     sizes = numel // (channels * inner), channels, inner
-    sums, apply = sum_launch(numel, channels, inner, TILE), Launch.choose(numel, channels, inner)
+    sums, apply = sum_launch(numel, channels, inner, TILE), apply_launch(numel, channels, inner)
     partials = x.new_empty((2, channels, sums.parts), dtype=torch.float64)
     saved, slopes = saved.contiguous(), saved.new_empty((2, channels))
     mask = 0 if not relu else FROM_X.value if y is None else FROM_Y.value
@@ -203,7 +204,7 @@ def backward(
 
 def _passes(dtype: str, channels: int, inner: int, residual: bool) -> list[AotVariant]:
     sizes = walk_sizes(channels, inner)
-    sums, apply = sum_launch(*sizes, TILE), Launch.choose(*sizes)
+    sums, apply = sum_launch(*sizes, TILE), apply_launch(*sizes)
     mask: dict[str, Any] = {"MASK": FROM_Y.value if residual else FROM_X.value}
     return [
         AotVariant.of(

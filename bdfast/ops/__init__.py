@@ -1,6 +1,7 @@
 """Kernels: one function an op, the same on every backend. See :mod:`bdfast.backends` for who chooses."""
 
 from bdfast.ops.batch_norm_clipped_relu import batch_norm_clipped_relu
+from bdfast.ops.batch_norm_relu import batch_norm_relu
 from bdfast.ops.batch_norm_stat_distance import batch_norm_stat_distance
 from bdfast.ops.bounded_ascent_cross_entropy import bounded_ascent_cross_entropy
 from bdfast.ops.clipped_relu import clipped_relu
@@ -20,6 +21,7 @@ from bdfast.ops.smallest_per_class import smallest_per_class
 
 __all__ = [
     "batch_norm_clipped_relu",
+    "batch_norm_relu",
     "batch_norm_stat_distance",
     "bounded_ascent_cross_entropy",
     "clipped_relu",

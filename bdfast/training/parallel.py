@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bdfast.errors import message
 from bdfast.runtime.ranks import Ranks
 from bdfast.training import resume
+from bdfast.training.fused_norms import fuse
 
 # Newer versions of PyTorch warn of the older name.
 _NAMES = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -21,13 +23,18 @@ _OWN_BUFFERS: dict[str, Any] = {
 }
 
 
-def training_forward(model: nn.Module, ranks: Ranks, compiled: bool) -> Any:
+def training_forward(
+    model: nn.Module, ranks: Ranks, compiled: bool, same: Callable[[nn.Module], bool] = lambda _: True
+) -> Any:
     """``model`` as a training step calls it; its modules, their names and the state dict stay as they are.
 
     With several ranks all start from the weights and buffers of rank 0, and ``backward`` averages gradients. Batch
-    statistics are of a rank's own part.
+    statistics are of a rank's own part. Alone on a GPU, and not compiled, batch norms take along what follows them,
+    where ``same`` finds that the network stays the same (:mod:`bdfast.training.fused_norms`).
     """
     forward: Any = model
+    if ranks.size == 1 and not compiled and next(model.parameters()).device.type == "cuda":
+        return fuse(model, same)
     if ranks.size > 1:
         device = next(model.parameters()).device
         ids = [device] if device.type == "cuda" else None

@@ -40,6 +40,8 @@ ARGUMENTS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("masked_pgd_step_", "upper"): lambda x: pgd(upper=x),
     ("clipped_relu", "bound"): lambda x: ops.clipped_relu(IMAGES, x),
     ("batch_norm_clipped_relu", "eps"): lambda x: ops.batch_norm_clipped_relu(IMAGES, *STATISTICS, None, None, eps=x),
+    ("batch_norm_relu", "eps"): lambda x: ops.batch_norm_relu(IMAGES, *STATISTICS, eps=x).y,
+    ("batch_norm_relu", "momentum"): lambda x: ops.batch_norm_relu(IMAGES, *STATISTICS, momentum=x).y,
     ("scale_to_ball_", "radius"): lambda x: ops.scale_to_ball_(IMAGES.clone(), x),
     ("histogram_entropy", "step_size"): lambda x: ops.histogram_entropy(LOGITS, x),
     ("projected_sgd_step_", "lr"): lambda x: projected(lr=x),

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from bdfast.backends.availability import runs_triton
 from bdfast.ops import channels as ch
+from bdfast.ops.batch_norm_relu import reference as reference_norm
+from bdfast.ops.batch_norm_relu import reference_backward as reference_norm_backward
 from bdfast.ops.batch_norm_stat_distance import reference as reference_distance
 from bdfast.ops.batch_norm_stat_distance import reference_backward as reference_distance_backward
 from bdfast.ops.clipped_relu import reference, reference_backward
@@ -24,7 +26,8 @@ if (reason := runs_triton(torch.empty(0, device=DEVICE), dtypes=(torch.float32,)
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from bdfast.triton_kernels import batch_norm_stat_distance, channels, clipped_relu  # noqa: E402
+from bdfast.triton_kernels import batch_norm_relu, batch_norm_stat_distance, channels, clipped_relu  # noqa: E402
+from bdfast.triton_kernels import batch_norm_relu_backward as norm_backward  # noqa: E402
 from bdfast.triton_kernels.channels import Launch  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -87,6 +90,28 @@ def test_distance_over_any_number_of_tiles(
     got = batch_norm_stat_distance.backward(x, mean, var, stats, grad)
     wanted = reference_distance_backward(x.double(), mean.double(), var.double(), exact_stats, grad.double())
     torch.testing.assert_close(got, wanted.float(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] > 1])
+def test_norm_over_any_number_of_tiles(shape: tuple[int, ...], channels_last: bool, has_residual: bool) -> None:
+    x = draw(shape, channels_last=channels_last)
+    weight, bias = torch.linspace(-1, 1.5, shape[1], device=DEVICE), torch.linspace(0.5, 2, shape[1], device=DEVICE)
+    residual = x.flip(0) if has_residual else None
+    running = (torch.zeros(shape[1], device=DEVICE), torch.ones(shape[1], device=DEVICE))
+    kept = [r.double() for r in running]
+    y, mean, var, saved = batch_norm_relu.forward(x, weight, bias, residual, *running, 0.25, 0.5, True)
+    wide = [None if t is None else t.double() for t in (x, weight, bias, residual)]
+    exact = reference_norm(*wide, *kept, 0.25, 0.5, True)
+    for got, wanted in zip((y, mean, var, *running), (*exact[:3], *kept), strict=True):
+        torch.testing.assert_close(got, wanted.float(), rtol=1e-5, atol=1e-6)
+    grad = torch.where(exact[0].abs() < 1e-4, 0.0, x.double().flip(0))  # a mask that a rounding may change
+    got = norm_backward.backward(grad.float(), x, y if has_residual else None, saved, True)
+    exact_grads = reference_norm_backward(grad, wide[0], exact[0] if has_residual else None, exact[3], True)
+    for value, wanted in zip(got, exact_grads, strict=True):
+        torch.testing.assert_close(value, wanted.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("inner", [1, 16, 49, 64, 196, 784, 1024, 3136, 12544, 10**6])

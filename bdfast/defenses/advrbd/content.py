@@ -185,20 +185,29 @@ class RandomErasing(nn.Module):
 
     def __init__(self, network: nn.Module, share: float = 0.75) -> None:
         super().__init__()
-        self.network, self.share = network, share
+        self.network, self.erase = network, _Erase(share)
 
     def forward(
         self,
         images: Tensor,  # [N, C, H, W] in [0, 1]
     ) -> Tensor:
-        output: Tensor = self.network(self.erase(images) if self.training else images)
+        output: Tensor = self.network(self.erase(images))
         return output
 
-    def erase(
+
+class _Erase(nn.Module):
+    """Images with rectangles; a module, which is one node where a network is traced."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(
         self,
         images: Tensor,  # [N, C, H, W] in [0, 1]
     ) -> Tensor:
-        """Images with rectangles."""
+        if not self.training:
+            return images
         (count, channels, height, width), device = images.shape, images.device
         rows = _span(count, height, device)[:, None, :, None]
         columns = _span(count, width, device)[:, None, None, :]

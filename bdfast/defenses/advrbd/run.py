@@ -35,7 +35,9 @@ from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stre
 from bdfast.runtime.frozen import FrozenModel
 from bdfast.runtime.guard import model_device
 from bdfast.runtime.progress import Callback, Record, Stopwatch
+from bdfast.runtime.ranks import ALONE
 from bdfast.training import TrainConfig, train_classifier
+from bdfast.training.parallel import training_forward
 from bdfast.training.resume import fingerprint
 from bdfast.training.workspace import Normalization
 
@@ -165,7 +167,8 @@ class Run:
         before = len(self.history)
         stage = f"enhance {number}"
         weight = next(p for p in model.parameters() if p.is_floating_point())
-        forward = model if self.normalize is None else normalized(model, *self.normalize).to(weight.device)
+        plain = model if self.normalize is None else normalized(model, *self.normalize).to(weight.device)
+        forward = training_forward(plain, ALONE, compiled=False)
         with (
             self.watch("enhance"),
             isolated_rng(stream_seed(self.config.seed, f"advrbd: {stage}"), weight.device),

@@ -3,7 +3,7 @@ them on any backend, and one table of tolerances. An op appears everywhere by ad
 """
 
 from bdfast.testing.parity import Mismatch, compare, parity
-from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs, suites, upcast
+from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs, drawn_there, suites, upcast
 from bdfast.testing.tolerances import TOLERANCES, Tolerance
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Outputs",
     "Tolerance",
     "compare",
+    "drawn_there",
     "parity",
     "suites",
     "upcast",

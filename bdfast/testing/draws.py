@@ -1,4 +1,4 @@
-"""Random inputs of cases: drawn on the CPU, so that every device gets the same, unless there are too many of them."""
+"""Random inputs of cases: drawn on the CPU, so that every device gets the same, unless they are asked for there."""
 
 from __future__ import annotations
 

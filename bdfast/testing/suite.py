@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,6 +69,22 @@ class OpSuite:
     def inputs(self, case: Case, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Inputs:
         """Fresh inputs of a case."""
         return self.make(torch.device(device), dtype, **case.options)
+
+
+def drawn_there(suite: OpSuite) -> OpSuite:
+    """The suite with inputs that are drawn on the device where they are used: other numbers, and no wait for a CPU.
+
+    Example:
+        >>> suite = drawn_there(suites()["sce_margin"])
+        >>> suite.inputs(suite.cases[0])["logits"].shape
+        torch.Size([50000, 10])
+    """
+
+    def make(device: torch.device, dtype: torch.dtype, **options: Any) -> Inputs:
+        with device:  # the default of whatever is made inside, and of nothing else
+            return suite.make(device, dtype, **options)
+
+    return replace(suite, make=make)
 
 
 def upcast(inputs: Inputs) -> Inputs:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from bdfast.testing import rows, suites
+from bdfast.testing import drawn_there, rows, suites
 from bdfast.testing.tables import Cell, Table
 from benchmarks.checks import workers
 from benchmarks.stage import Context, Result, Stage
@@ -25,7 +25,7 @@ def run(context: Context) -> Result:
 
 def compile_op(name: str, device: torch.device, quick: bool) -> dict[str, object]:
     """Call everything that is timed of an op once; what fails here fails in ``ops`` again, where it is reported."""
-    began, suite, failed = time.monotonic(), suites()[name], 0
+    began, suite, failed = time.monotonic(), drawn_there(suites()[name]), 0
     cases = [case for case in suite.cases if case.benchmark and not case.large]
     cases = [rows.small_case(suite)] if quick else cases
     for case in cases:

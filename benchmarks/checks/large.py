@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from bdfast.testing import TOLERANCES, Case, OpSuite, rows, suites
+from bdfast.testing import TOLERANCES, Case, OpSuite, drawn_there, rows, suites
 from bdfast.testing.tables import Cell, Table
 from benchmarks.checks.numerics import copied, runnable
 from benchmarks.stage import Context, Result, SkipStage, Stage
@@ -41,8 +41,7 @@ def run(context: Context) -> Result:
 def check(suite: OpSuite, case: Case, dtype: torch.dtype, context: Context) -> list[dict[str, object]]:
     """Every fast backend on one case, against the reference."""
     lines = []
-    with context.device:  # drawn there: a CPU takes half a minute for 2^31 random numbers
-        inputs = suite.inputs(case, context.device, dtype)
+    inputs = drawn_there(suite).inputs(case, context.device, dtype)  # a CPU takes half a minute for 2^31 numbers
     allowed = max(LOOSE, TOLERANCES[dtype].relative)
     for backend in runnable(suite, context.device, dtype):
         if backend == "reference":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdfast.backends import find
-from bdfast.testing import Case, Inputs, OpSuite, Outputs, parity, suites
+from bdfast.testing import Case, Inputs, OpSuite, Outputs, drawn_there, parity, suites
 from bdfast.testing.rows import dtype_name
 from bdfast.testing.tables import Cell, Table
 from benchmarks.checks import workers
@@ -33,7 +33,7 @@ def run(context: Context) -> Result:
 
 def check_op(name: str, device: torch.device, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """A line a backend, and what is wrong in words; large cases have a stage of their own."""
-    suite = suites()[name]
+    suite = drawn_there(suites()[name])
     lines: dict[str, dict[str, Any]] = {}
     failures: list[str] = []
     cases = [case for case in suite.cases if not case.large]

@@ -10,7 +10,7 @@ import torch
 
 from bdfast.backends import explain
 from bdfast.runtime.progress import Stopwatch
-from bdfast.testing import Case, OpSuite, device_timing, rows, suites
+from bdfast.testing import Case, OpSuite, device_timing, drawn_there, rows, suites
 from bdfast.testing.tables import Cell, Table
 from bdfast.testing.timing import Step, Timing, interleave
 from benchmarks.checks.numerics import runnable
@@ -59,18 +59,17 @@ def order(context: Context) -> list[tuple[OpSuite, Case, torch.dtype]]:
 
 def one(suite: OpSuite, case: Case, dtype: torch.dtype, context: Context) -> dict[str, Any]:
     """Check a case, then time it."""
-    took = Stopwatch(context.device)
-    with context.device:  # inputs are drawn there: a CPU takes longer for them than all of the timing
-        # A float64 reference of a large case does not fit; the stage `large` checks those.
-        with took("check"):
-            reasons = [] if case.large else rows.failures(suite, case, context.device, dtype)
-        if reasons:
-            return rows.failed_record(suite, case, dtype, reasons)
-        compiled = not (context.quick or case.large) and dtype == case.dtypes[0]
-        compiled = compiled and context.seconds_left > COMPILE_SECONDS
-        with took("prepare"):
-            steps, moved = rows.prepare(suite, case, context.device, dtype, compiled=compiled)
-            steps |= backend_steps(suite, case, dtype, context)
+    took, suite = Stopwatch(context.device), drawn_there(suite)
+    # A float64 reference of a large case does not fit; the stage `large` checks those.
+    with took("check"):
+        reasons = [] if case.large else rows.failures(suite, case, context.device, dtype)
+    if reasons:
+        return rows.failed_record(suite, case, dtype, reasons)
+    compiled = not (context.quick or case.large) and dtype == case.dtypes[0]
+    compiled = compiled and context.seconds_left > COMPILE_SECONDS
+    with took("prepare"):
+        steps, moved = rows.prepare(suite, case, context.device, dtype, compiled=compiled)
+        steps |= backend_steps(suite, case, dtype, context)
     if case.large:  # where time is short and bandwidth is what is asked for
         steps = {name: step for name, step in steps.items() if name in LARGE_ROWS}
     if context.device.type == "cuda":

@@ -170,10 +170,9 @@ def finish(child: Child, limit: float) -> Report:
         report: Report = {"status": "running"}
         if child.report.exists():
             report = json.loads(child.report.read_text(encoding="utf-8"))
-        if timed_out:
-            report |= {"status": "out of time", "reason": f"after {limit:.0f} s"}
-        elif report["status"] == "running":
-            report |= {"status": "failed", "reason": f"the process ended with code {process.returncode}"}
+        if report["status"] == "running":  # else it was done, even if its process had not ended yet
+            ended = {"status": "failed", "reason": f"the process ended with code {process.returncode}"}
+            report |= {"status": "out of time", "reason": f"after {limit:.0f} s"} if timed_out else ended
         if report["status"] not in ("passed", "skipped"):
             log = child.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
             report["log"] = log.replace(f"{ROOT}/", "").replace(f"{sys.prefix}/", "")  # paths of one machine

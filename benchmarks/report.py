@@ -99,13 +99,17 @@ def newest(folder: Path) -> Results:
 
 
 def gpu_runs(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Runs of the GPU check as one: each stage from the newest that has something to show of it, with its ``run``."""
+    """Runs of the GPU check as one, each stage with its ``run``: the newest in which it ended by itself, or, where its
+    time was always over before, the newest that has something to show of it.
+    """
     known, merged = stages(), {}
     real = [run for run in runs if run["environment"]["gpu"] and "--quick" not in run["environment"]["command"]]
     ordered = sorted(real, key=lambda run: str(run["environment"]["date"]))
     for run in ordered:
         for name, report in run["stages"].items():
-            if name in known and shows_something(known[name], report.get("result")):
+            if name not in known or not shows_something(known[name], report.get("result")):
+                continue
+            if report["status"] != "out of time" or merged.get(name, report)["status"] == "out of time":
                 merged[name] = {**report, "run": {"environment": run["environment"], "file": run["file"]}}
     return {**ordered[-1], "stages": merged} if merged else {}
 

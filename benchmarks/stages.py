@@ -8,15 +8,15 @@ import pkgutil
 from benchmarks import end_to_end
 from benchmarks.stage import Stage
 
-CHECKS = ("build", "numerics", "compile", "large", "sanitizer", "victim", "ops")
-"""What times nothing comes first, and at the same time."""
+CHECKS = ("build", "numerics", "compile", "large", "victim", "ops")
+"""What fills caches and trains the victim comes first, at the same time."""
 
 END_TO_END = ("d3", "pad_ft", "score_advrbd", "pgd", "gic", "train", "backdoorbench", "advrbd")
 """On the victim of the stage ``victim``; modules that are not named here come last."""
 
 
-LAST = ("tests",)
-"""With whatever time is left: they repeat on a GPU most of what ``numerics`` has seen."""
+LAST = ("sanitizer", "tests")
+"""At the same time, with whatever is left: the sanitizer's processes slow everything beside them."""
 
 
 def stages() -> dict[str, Stage]:

@@ -138,4 +138,4 @@ def _ratios(figures: Mapping[str, Any]) -> list[float | None]:
     return [figures.get("ratios", {}).get(name) for name in ("eager", "compile")]
 
 
-STAGE = Stage("ops", "speed of the ops", 70.0, run, table)
+STAGE = Stage("ops", "speed of the ops", 85.0, run, table)

@@ -55,4 +55,4 @@ def table(result: Result) -> Table:
     return ("passed", "skipped", "failed"), [line]
 
 
-STAGE = Stage("tests", "tests that need a GPU", 36.0, run, table, timed=False)
+STAGE = Stage("tests", "tests that need a GPU", 50.0, run, table, timed=False)

@@ -31,4 +31,4 @@ def table(result: Result) -> Table:
     return part.table(result["records"])
 
 
-STAGE = Stage("backdoorbench", "Parts put into BackdoorBench", 6.0, run, table)
+STAGE = Stage("backdoorbench", "Parts put into BackdoorBench", 4.0, run, table)

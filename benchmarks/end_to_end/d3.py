@@ -88,4 +88,4 @@ def _ratio(steps: dict[str, Any], defense: str) -> Cell:
     return None if ratio is None else f"{ratio:.3f}"
 
 
-STAGE = Stage("d3", "D3 and fine-tuning, CIFAR-10, PreAct-ResNet18, BadNets", 40.0, run, table)
+STAGE = Stage("d3", "D3 and fine-tuning, CIFAR-10, PreAct-ResNet18, BadNets", 28.0, run, table)

@@ -14,20 +14,23 @@ GOAL = 15.0  # seconds, on one H200, after the victim is trained
 
 
 def run(context: Context) -> Result:
-    """Train the victim, purify it with each preset, and say where the time went."""
+    """Train the victim, purify it with each preset, and say where the time went.
+
+    The paper's preset runs twice: a first run compiles kernels, which the next ones of the machine find on its disk.
+    """
     case, _ = digits() if context.quick else cifar10(context)
     victim = scenario.make_victim(case, context.device, context.scratch)
     result: Result = {"victim": scenario.percent(victim.metrics)}
     result["goal_seconds"], result["records"] = GOAL, []
-    for preset in ("paper", "robust"):
+    for name, preset in (("paper", "paper"), ("paper, again", "paper"), ("robust", "robust")):
         config = configuration(preset, context)
         scenario.synchronize(context.device)
         purified = pad_ft(victim.model, victim.poisoned, config)
         assert purified.purity is not None
         seconds = sum(purified.timings.values())
-        record = scenario.record(victim, preset, victim.evaluate(purified.model), len(purified.selected), seconds)
+        record = scenario.record(victim, name, victim.evaluate(purified.model), len(purified.selected), seconds)
         pad = scenario.percent(victim.evaluate(purified.pad_model()))
-        timings = {name: round(value, 3) for name, value in purified.timings.items()}
+        timings = {part: round(value, 3) for part, value in purified.timings.items()}
         result["records"].append({**record, "pad": pad, "timings": timings, "target_purity": purified.purity["0"]})
         context.save(result)
     return result
@@ -51,4 +54,4 @@ def table(result: Result) -> Table:
     return [*header, "PAD", "target purity", "seconds a step"], widened
 
 
-STAGE = Stage("pad_ft", "PAD-FT, CIFAR-10, PreAct-ResNet18, BadNets", 32.0, run, table)
+STAGE = Stage("pad_ft", "PAD-FT, CIFAR-10, PreAct-ResNet18, BadNets", 38.0, run, table)

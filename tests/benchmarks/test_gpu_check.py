@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,11 +48,20 @@ def test_shares_of_time_add_up_to_less_than_nine_minutes(monkeypatch: pytest.Mon
     assert sum(map(gpu_check.group_seconds, groups)) <= gpu_check.TOTAL_SECONDS < 540
 
 
+def test_a_stage_that_was_done_in_time_counts_though_its_process_goes_on(tmp_path: Path) -> None:
+    program = "import sys, time; open(sys.argv[1], 'w').write('{\"status\": \"passed\"}'); time.sleep(60)"
+    folder = tempfile.TemporaryDirectory(dir=tmp_path)
+    command = [sys.executable, "-c", program, str(Path(folder.name, "report.json"))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    assert gpu_check.finish(gpu_check.Child(stages()["ops"], process, folder), 2.0)["status"] == "passed"
+
+
 def test_what_times_nothing_runs_side_by_side_where_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = list(stages().values())
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     groups = [[stage.name for stage in group] for group in gpu_check.side_by_side(chosen)]
-    assert groups[:3] == [["build"], ["numerics", "compile", "large", "sanitizer", "victim"], ["ops"]]
+    assert groups[:3] == [["build"], ["numerics", "compile", "large", "victim"], ["ops"]]
+    assert groups[-1] == ["sanitizer", "tests"]
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert all(len(group) == 1 for group in gpu_check.side_by_side(chosen))
 

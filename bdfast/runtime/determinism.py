@@ -60,24 +60,24 @@ def isolated_rng(seed: int, device: torch.device | None = None) -> Iterator[None
 
 
 @contextmanager
-def chosen_kernels(deterministic: bool, device: torch.device) -> Iterator[None]:
-    """On a GPU: :func:`deterministic_kernels`, or else the convolutions that cuDNN finds fastest for each shape.
+def searched_kernels(device: torch.device, repeated: bool = True) -> Iterator[None]:
+    """On a GPU: the convolutions that cuDNN finds fastest, for shapes that are ``repeated``.
 
-    Batches of a training run have two shapes, so that the search pays from the first epoch on.
+    A search takes some 2.5 s for the shapes of a ResNet-18, which a training run's whole batches pay back, and the
+    last one of an epoch does not. With deterministic kernels nothing is searched for.
 
     Example:
-        >>> with chosen_kernels(False, torch.device("cpu")):
+        >>> with searched_kernels(torch.device("cpu")):
         ...     torch.backends.cudnn.benchmark
         False
     """
     before = torch.backends.cudnn.benchmark
-    with deterministic_kernels(deterministic, device):
-        try:
-            if device.type == "cuda" and not deterministic:
-                torch.backends.cudnn.benchmark = True
-            yield
-        finally:
-            torch.backends.cudnn.benchmark = before
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = repeated and not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager

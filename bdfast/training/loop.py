@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from bdfast.errors import message
-from bdfast.runtime.determinism import stream_seed
+from bdfast.runtime.determinism import searched_kernels, stream_seed
 from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback, Record
 from bdfast.runtime.ranks import Ranks
@@ -120,7 +120,8 @@ def _run_epoch(
     for (x, y, _), count in zip(batches, data.sizes(size), strict=True):
         weight = ranks.divide(count).weight
         # The gradients of the ranks are averaged, and those of parts of unequal size weigh unequally.
-        loss, correct = step(x, y, ranks.size * weight).double()
+        with searched_kernels(data.device, repeated=count == size):
+            loss, correct = step(x, y, ranks.size * weight).double()
         total += torch.stack((loss * (count / ranks.size), correct * (count * weight / len(x))))
         if per_batch is not None:
             per_batch.step()

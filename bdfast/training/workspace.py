@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bdfast.data import as_tensors, check_labels
 from bdfast.errors import message
 from bdfast.nn.normalize import normalized, statistics
-from bdfast.runtime.determinism import chosen_kernels, isolated_rng, stream_seed
+from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
 from bdfast.runtime.hooks import quiet_hooks
 from bdfast.runtime.outputs import first_pass, logits_of
@@ -97,7 +97,7 @@ def workspace(
         channels_last = actual.type == "cuda" and options.precision == "bf16"
     with (
         isolated_rng(stream_seed(options.seed, f"global {ranks.rank}" if ranks.rank else "global"), actual),
-        chosen_kernels(options.deterministic, actual),
+        deterministic_kernels(options.deterministic, actual),
         working_model(model, where, inplace=inplace, device=place) as work,
     ):
         with watch("setup"):

@@ -6,6 +6,7 @@ import copy
 import importlib
 import io
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bdfast.runtime import Augment
-from bdfast.runtime.determinism import chosen_kernels, deterministic_kernels
+from bdfast.runtime.determinism import deterministic_kernels, searched_kernels
 from bdfast.runtime.precision import autocast
 from bdfast.runtime.progress import Progress
 from bdfast.training import TrainConfig, train_classifier
@@ -182,15 +183,29 @@ def test_deterministic_kernels_are_switched_back(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_convolutions_are_searched_for_unless_deterministic(deterministic: bool) -> None:
-    before = torch.backends.cudnn.benchmark
-    with chosen_kernels(deterministic, torch.device("cuda:0")):
-        assert torch.backends.cudnn.benchmark is not deterministic
-        assert torch.are_deterministic_algorithms_enabled() is deterministic
-    with chosen_kernels(deterministic, torch.device("cpu")):
-        assert torch.backends.cudnn.benchmark is before
+@pytest.mark.parametrize("repeated", [False, True])
+def test_convolutions_are_searched_for_unless_deterministic(deterministic: bool, repeated: bool) -> None:
+    before, gpu = torch.backends.cudnn.benchmark, torch.device("cuda:0")
+    with deterministic_kernels(deterministic, gpu):
+        with searched_kernels(gpu, repeated):
+            assert torch.backends.cudnn.benchmark is (repeated and not deterministic)
+        with searched_kernels(torch.device("cpu"), repeated):
+            assert torch.backends.cudnn.benchmark is before
     assert torch.backends.cudnn.benchmark is before
-    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_last_batch_of_an_epoch_is_not_searched_for(
+    net: nn.Sequential, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def note(device: torch.device, repeated: bool) -> Any:
+        asked.append(repeated)
+        return nullcontext()
+
+    monkeypatch.setattr("bdfast.training.loop.searched_kernels", note)
+    train_classifier(net, (data[0][:10], data[1][:10]), TrainConfig(epochs=1, batch_size=4, augment="none"))
+    assert asked == [True, True, False]
 
 
 def test_nothing_is_read_back_within_an_epoch(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> None:

@@ -33,14 +33,19 @@ constexpr int64_t kLanes = 16;
 
 inline int64_t row_chunks(int64_t rows) { return (rows + kRowsPerChunk - 1) / kRowsPerChunk; }
 
+inline bool labels_inside(const int64_t* target, int64_t count, int64_t classes) {
+  bool outside = false;
+#pragma omp simd reduction(| : outside)
+  for (int64_t i = 0; i < count; ++i) outside |= static_cast<uint64_t>(target[i]) >= static_cast<uint64_t>(classes);
+  return !outside;
+}
+
 // Index of the first label outside [0, classes), or -1.
 inline int64_t first_label_outside(const int64_t* target, int64_t rows, int64_t classes) {
   for (int64_t begin = 0; begin < rows; begin += kRowsPerChunk) {
     const int64_t end = std::min(rows, begin + kRowsPerChunk);
-    bool outside = false;
-#pragma omp simd reduction(| : outside)
-    for (int64_t i = begin; i < end; ++i) outside |= static_cast<uint64_t>(target[i]) >= static_cast<uint64_t>(classes);
-    for (int64_t i = begin; outside && i < end; ++i) {
+    if (labels_inside(target + begin, end - begin, classes)) continue;
+    for (int64_t i = begin; i < end; ++i) {
       if (target[i] < 0 || target[i] >= classes) return i;
     }
   }

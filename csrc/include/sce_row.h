@@ -27,6 +27,65 @@ inline float poison(float z) {
   return kFinite ? z - z : 0.0f;  // NaN for infinities and NaN
 }
 
+#ifdef __AVX512F__
+
+// The labels of 16 rows; -1 for those of `count` that are not there.
+inline __m512i load_labels(const int64_t* target, int64_t count) {
+  const __m512i none = _mm512_set1_epi64(-1);
+  const __mmask16 there = first_lanes(count);
+  const __m512i low = _mm512_mask_loadu_epi64(none, static_cast<__mmask8>(there), target);
+  const __m512i high = _mm512_mask_loadu_epi64(none, static_cast<__mmask8>(there >> 8), target + 8);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi64_epi32(low)), _mm512_cvtepi64_epi32(high), 1);
+}
+
+// `count` <= kGroup rows at once, one a vector lane. The label's logit is told by masks, and everything but the block stays
+// in registers, those of four packs, of which one waits while another computes.
+template <bool kFinite, int64_t kGroup, class T>
+void narrow_sce_rows(const T* rows, int64_t stride, int64_t classes, const int64_t* target, int64_t count,
+                     float* max_out, float* sum_out, float* label_out) {
+  constexpr int64_t kPacks = kGroup / kPack;
+  alignas(64) float block[kNarrow * kGroup];
+  load_transposed<kGroup>(rows, stride, classes, count, block);
+  const __m512 zero = _mm512_setzero_ps();
+  __m512i labels[kPacks];
+  __m512 max[kPacks], label[kPacks], sum[kPacks];
+#pragma GCC unroll 4
+  for (int64_t g = 0; g < kPacks; ++g) {
+    labels[g] = load_labels(target + g * kPack, count - g * kPack);
+    max[g] = _mm512_set1_ps(-INFINITY);
+    label[g] = sum[g] = zero;
+  }
+  for (int64_t j = 0; j < classes; ++j) {
+#pragma GCC unroll 4
+    for (int64_t g = 0; g < kPacks; ++g) {
+      const __m512 z = _mm512_load_ps(block + j * kGroup + g * kPack);
+      const __mmask16 other = _mm512_cmpneq_epi32_mask(labels[g], _mm512_set1_epi32(static_cast<int>(j)));
+      label[g] = _mm512_mask_mov_ps(z, other, label[g]);
+      max[g] = _mm512_mask_max_ps(max[g], other, z, max[g]);   // the old one where z is NaN
+      if (kFinite) sum[g] = _mm512_fmadd_ps(z, zero, sum[g]);  // NaN for infinities and NaN, else 0
+    }
+  }
+#pragma GCC unroll 4
+  for (int64_t g = 0; g < kPacks; ++g)
+    max[g] = _mm512_mask_mov_ps(max[g], _mm512_cmp_ps_mask(max[g], _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ), zero);
+  for (int64_t j = 0; j < classes; ++j) {
+#pragma GCC unroll 4
+    for (int64_t g = 0; g < kPacks; ++g) {
+      const __m512 z = _mm512_load_ps(block + j * kGroup + g * kPack);
+      const __mmask16 other = _mm512_cmpneq_epi32_mask(labels[g], _mm512_set1_epi32(static_cast<int>(j)));
+      sum[g] = _mm512_mask_add_ps(sum[g], other, sum[g], exp_nonpositive(Pack(_mm512_sub_ps(z, max[g]))).v);
+    }
+  }
+#pragma GCC unroll 4
+  for (int64_t g = 0; g < kPacks; ++g) {
+    store_first(max_out + g * kPack, count - g * kPack, max[g]);
+    store_first(sum_out + g * kPack, count - g * kPack, sum[g]);
+    store_first(label_out + g * kPack, count - g * kPack, label[g]);
+  }
+}
+
+#else
+
 // `count` <= kGroup rows at once, one a vector lane. Four vectors of rows together hide what one waits for: the moves
 // into the block, which are narrower than the loads from it, and the chains of additions.
 template <bool kFinite, int64_t kGroup, class T>
@@ -64,6 +123,8 @@ void narrow_sce_rows(const T* rows, int64_t stride, int64_t classes, const int64
   std::copy(max, max + count, max_out);
   std::copy(sum, sum + count, sum_out);
 }
+
+#endif
 
 // (max, sum) of `b` joined to `a`: sums of disjoint sets of classes.
 inline void merge(float& max, float& sum, float max_b, float sum_b) {

@@ -114,6 +114,25 @@ def _input_gradient(grad: Tensor, x: Tensor, conv: nn.Conv2d) -> Tensor:
     return grad_x
 
 
+def skip_identities(graph: fx.GraphModule) -> None:
+    """Let what reads an ``nn.Identity`` read its input, so that neighbours are seen to be that.
+
+    Example:
+        >>> graph = fx.symbolic_trace(nn.Sequential(nn.Identity(), nn.ReLU()))
+        >>> skip_identities(graph)
+        >>> [node.target for node in graph.graph.nodes if node.op == "call_module"]
+        ['1']
+    """
+    for node in list(graph.graph.nodes):
+        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            continue
+        module = graph.get_submodule(str(node.target))
+        if type(module) is nn.Identity and not _has_hooks(module):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
 def fuse_relus(graph: fx.GraphModule) -> list[str]:
     """Put :class:`ConvReLU` where a convolution, or its sum with something, is read by a ReLU alone; their names.
 
@@ -181,14 +200,17 @@ def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and node.target in _RELU_CALLS
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
 def _lone_conv(graph: fx.GraphModule, node: Any, reader: fx.Node) -> nn.Conv2d | None:
     """The convolution that ``node`` calls, if ``reader`` alone reads it and nobody calls it a second time."""
     if not isinstance(node, fx.Node) or node.op != "call_module" or list(node.users) != [reader] or node.kwargs:
         return None
     module = graph.get_submodule(str(node.target))
     calls = sum(n.op == "call_module" and n.target == node.target for n in graph.graph.nodes)
-    hooks = any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
-    if type(module) is not nn.Conv2d or calls > 1 or hooks or len(node.args) != 1:
+    if type(module) is not nn.Conv2d or calls > 1 or _has_hooks(module) or len(node.args) != 1:
         return None
     plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return module if plain and not any(p.requires_grad for p in module.parameters()) else None

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 import bdfast
 from bdfast.runtime.bfloat16 import InBfloat16
 from bdfast.runtime.frozen import FrozenModel
-from bdfast.runtime.fusing import ConvReLU, fuse_relus, replace_strided_pointwise
+from bdfast.runtime.fusing import ConvReLU, StridedPointwise, fuse_relus, replace_strided_pointwise, skip_identities
 from bdfast.runtime.gpu_graph import for_gpu
 from bdfast.runtime.split_conv import SplitConv, split_first
 
@@ -93,6 +93,25 @@ def test_only_strided_1x1_convolutions_become_products() -> None:
     layers = [conv(4, 4, 1, stride=2), conv(4, 4, 1), conv(4, 4, 3, stride=2), conv(4, 4, 1, stride=2, groups=2)]
     graph = fx.symbolic_trace(nn.Sequential(*layers))
     assert replace_strided_pointwise(graph) == ["0"]
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_networks_in_bfloat16_have_products_whatever_their_images_are(half: bool) -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 1, stride=2), nn.Flatten()]
+    graph = fx.symbolic_trace(nn.Sequential(*layers).requires_grad_(False))
+    graph = InBfloat16(graph).network if half else graph  # type: ignore[assignment]
+    merged, names = for_gpu(graph, torch.rand(2, 3, 6, 6))
+    assert names == (["0", "2"] if half else ["0"])
+    assert isinstance(merged.get_submodule("2"), StridedPointwise) is half
+
+
+def test_layers_are_neighbours_across_an_identity() -> None:
+    layers = [nn.Conv2d(1, 2, 3), nn.Identity(), nn.ReLU(), nn.Identity(), nn.Flatten()]
+    graph = fx.symbolic_trace(nn.Sequential(*layers).requires_grad_(False))
+    assert for_gpu(graph, torch.rand(1, 1, 3, 3))[1] == ["0"]
+    layers[1].register_forward_hook(lambda *_: None)
+    skip_identities(graph)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1", "2", "4"]
 
 
 @pytest.mark.parametrize("relu", [True, False])

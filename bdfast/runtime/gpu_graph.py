@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, fx
 
+from bdfast.runtime.forks import fork_relus
 from bdfast.runtime.fusing import fuse_relus, replace_strided_pointwise, skip_identities
 from bdfast.runtime.precision import full_float32
 from bdfast.runtime.split_conv import split_first
@@ -40,6 +41,7 @@ def for_gpu(
     # Not in float32, whose convolutions use tensor cores (TF32), and whose products do not. Images are float32 always.
     if expected.dtype != torch.float32:
         names += replace_strided_pointwise(merged)
+    fork_relus(merged)
     with full_float32():
         try:
             got = merged(probe)

@@ -11,7 +11,14 @@ from torch import Tensor, fx, nn
 import bdfast
 from bdfast.runtime.bfloat16 import InBfloat16
 from bdfast.runtime.frozen import FrozenModel
-from bdfast.runtime.fusing import ConvReLU, StridedPointwise, fuse_relus, replace_strided_pointwise, skip_identities
+from bdfast.runtime.fusing import (
+    ConvReLU,
+    Pointwise,
+    StridedPointwise,
+    fuse_relus,
+    replace_strided_pointwise,
+    skip_identities,
+)
 from bdfast.runtime.gpu_graph import for_gpu
 from bdfast.runtime.split_conv import SplitConv, split_first
 
@@ -148,7 +155,8 @@ def test_on_a_gpu_logits_and_gradients_are_those_of_the_plain_network(arch: str,
     with FrozenModel(model, precision) as frozen:  # type: ignore[arg-type]
         logits, grad = frozen.logits(x), frozen.input_gradient(x, lambda z: z.square().sum(1))[1]
         kinds = {type(module) for module in frozen._source.modules()}  # type: ignore[union-attr]
-        assert {ConvReLU, *([SplitConv] if precision == "bf16" else [])} <= kinds
+        product = {"resnet18": [Pointwise], "preact_resnet18": [StridedPointwise]}.get(arch, [])
+        assert {ConvReLU, *([SplitConv, *product] if precision == "bf16" else [])} <= kinds
     assert len(logits) == 16
     similar = torch.nn.functional.cosine_similarity(grad.double().flatten(), exact.flatten(), dim=0)
     assert float(similar) > (0.98 if precision == "fp32" else 0.9)  # cuDNN's float32 is TF32

@@ -137,6 +137,9 @@ def test_a_split_first_layer_sees_float32_images(relu: bool) -> None:
     assert parts.shape == (1, 8, 4, 4)
     assert torch.equal(parts[:, :3].float() + parts[:, 3:6].float(), x)
     x = torch.rand(5, 3, 4, 4)
+    high = x.to(torch.bfloat16)
+    assert torch.equal(layer.parts(x), torch.cat((high, (x - high).to(torch.bfloat16), 0 * high[:, :2]), 1))
+    assert layer.parts(x).is_contiguous(memory_format=torch.channels_last)
     exact = gradient(plain, x)
     assert torch.nn.functional.cosine_similarity(gradient(half, x).flatten(), exact.flatten(), dim=0) > 0.99
 

@@ -3,8 +3,9 @@
 PyTorch adds the bias of a convolution, adds the shortcut and takes the ReLU in a pass each over the activations; on an
 H200 these passes took 1.0 of the 4.9 ms that 512 images of 32x32 pixels need forward and backward through a ResNet-18.
 cuDNN does all three while the result is in registers (:class:`ConvReLU`). Backward, the ReLU's mask is read off its
-output. A strided 1x1 convolution, for which cuDNN may convert the layout and leave the tensor cores idle, is a matrix
-product of every second pixel (:class:`StridedPointwise`).
+output, together with the gradients of two readers where there are two (:mod:`bdfast.runtime.forks`). A strided 1x1
+convolution, for which cuDNN may convert the layout and leave the tensor cores idle, is a matrix product of every second
+pixel (:class:`StridedPointwise`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from bdfast.runtime.relu_gradient import Stride, every, relu_gradient
+
 _RELU_CALLS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 _SUM_CALLS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 class ConvReLU(nn.Module):
     """``relu(conv(x) + z)``, or without z; gradients reach x and z, not the weights.
+
+    Attributes:
+        fork: None, or which pixels a second reader sees; each reader then has an output of its own.
 
     Example:
         >>> conv = nn.Conv2d(1, 2, 3).requires_grad_(False)
@@ -33,36 +39,50 @@ class ConvReLU(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
+        self.fork: Stride | None = None
 
     def forward(
         self,
         x: Tensor,  # [N, C, H, W]
         z: Tensor | None = None,  # [N, O, H', W']
-    ) -> Tensor:
-        if not x.is_cuda:
-            y = self.conv(x)
-            return torch.relu(y if z is None else y + z)
-        return _ConvReLU.apply(x, z, self.conv)  # type: ignore[no-untyped-call,no-any-return]
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if _by_autograd(x):
+            y = _conv_relu(x, z, self.conv)
+            return y if self.fork is None else (y, y[:, :, :: self.fork[0], :: self.fork[1]])
+        return _ConvReLU.apply(x, z, self)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _by_autograd(x: Tensor) -> bool:
+    """Whether to leave all to PyTorch."""
+    return not x.is_cuda
+
+
+def _conv_relu(x: Tensor, z: Tensor | None, conv: nn.Conv2d) -> Tensor:
+    where: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if not x.is_cuda:
+        y = conv(x)
+        return torch.relu(y if z is None else y + z)
+    if z is None:
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *where)
+    return torch.cudnn_convolution_add_relu(x, conv.weight, z, 1.0, conv.bias, *where)
 
 
 class _ConvReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, z: Tensor | None, conv: nn.Conv2d) -> Tensor:
-        where: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        if z is None:
-            y: Tensor = torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *where)
-        else:
-            y = torch.cudnn_convolution_add_relu(x, conv.weight, z, 1.0, conv.bias, *where)
-        ctx.conv, ctx.has_z = conv, z is not None
+    def forward(ctx: Any, x: Tensor, z: Tensor | None, layer: ConvReLU) -> Tensor | tuple[Tensor, Tensor]:
+        y = _conv_relu(x, z, layer.conv)
+        ctx.conv, ctx.has_z, ctx.stride = layer.conv, z is not None, layer.fork or (1, 1)
         ctx.save_for_backward(x, y)
-        return y
+        ctx.set_materialize_grads(False)
+        return y if layer.fork is None else (y, every(y, layer.fork))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         x, y = ctx.saved_tensors
-        conv: nn.Conv2d = ctx.conv
-        grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        grad_x = _input_gradient(grad, x, conv) if ctx.needs_input_grad[0] else None
+        grad = relu_gradient(y, grads, ctx.stride)
+        if grad is None:
+            return None, None, None
+        grad_x = _input_gradient(grad, x, ctx.conv) if ctx.needs_input_grad[0] else None
         return grad_x, grad if ctx.has_z else None, None
 
 
@@ -95,14 +115,37 @@ class _StridedPointwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, conv: nn.Conv2d) -> Tensor:
         ctx.conv = conv
         ctx.save_for_backward(x)
-        weight, bias = conv.weight.flatten(1), conv.bias
-        pixels: Tensor = x[:, :, :: conv.stride[0], :: conv.stride[1]].permute(0, 2, 3, 1)  # [N, H', W', C]
-        return F.linear(pixels, weight, bias).permute(0, 3, 1, 2)
+        return _pointwise(every(x, conv.stride), conv)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return _input_gradient(grad, x, ctx.conv), None
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution without its stride: of the pixels that it sees, which are dense in memory.
+
+    Example:
+        >>> conv = nn.Conv2d(3, 2, 1, stride=2).requires_grad_(False)
+        >>> x = torch.rand(1, 3, 4, 4)
+        >>> torch.allclose(Pointwise(conv)(x[:, :, ::2, ::2]), conv(x))
+        True
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H', W']
+    ) -> Tensor:
+        return _pointwise(x, self.conv)
+
+
+def _pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 def _input_gradient(grad: Tensor, x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -112,6 +155,25 @@ def _input_gradient(grad: Tensor, x: Tensor, conv: nn.Conv2d) -> Tensor:
     )  # fmt: skip
     assert isinstance(grad_x, Tensor)
     return grad_x
+
+
+def skip_identities(graph: fx.GraphModule) -> None:
+    """Let what reads an ``nn.Identity`` read its input, so that neighbours are seen to be that.
+
+    Example:
+        >>> graph = fx.symbolic_trace(nn.Sequential(nn.Identity(), nn.ReLU()))
+        >>> skip_identities(graph)
+        >>> [node.target for node in graph.graph.nodes if node.op == "call_module"]
+        ['1']
+    """
+    for node in list(graph.graph.nodes):
+        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            continue
+        module = graph.get_submodule(str(node.target))
+        if type(module) is nn.Identity and not _has_hooks(module):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def fuse_relus(graph: fx.GraphModule) -> list[str]:
@@ -181,14 +243,17 @@ def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and node.target in _RELU_CALLS
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
 def _lone_conv(graph: fx.GraphModule, node: Any, reader: fx.Node) -> nn.Conv2d | None:
     """The convolution that ``node`` calls, if ``reader`` alone reads it and nobody calls it a second time."""
     if not isinstance(node, fx.Node) or node.op != "call_module" or list(node.users) != [reader] or node.kwargs:
         return None
     module = graph.get_submodule(str(node.target))
     calls = sum(n.op == "call_module" and n.target == node.target for n in graph.graph.nodes)
-    hooks = any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
-    if type(module) is not nn.Conv2d or calls > 1 or hooks or len(node.args) != 1:
+    if type(module) is not nn.Conv2d or calls > 1 or _has_hooks(module) or len(node.args) != 1:
         return None
     plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return module if plain and not any(p.requires_grad for p in module.parameters()) else None

@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import Tensor, fx
 
-from bdfast.runtime.fusing import fuse_relus, replace_strided_pointwise
+from bdfast.runtime.forks import fork_relus
+from bdfast.runtime.fusing import fuse_relus, replace_strided_pointwise, skip_identities
 from bdfast.runtime.precision import full_float32
 from bdfast.runtime.split_conv import split_first
 
@@ -29,19 +30,24 @@ def for_gpu(
         >>> for_gpu(fx.symbolic_trace(net), torch.rand(1, 1, 3, 3))[1]
         ['0']
     """
-    merged = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    first = split_first(merged)
-    names = [*([] if first is None else [first]), *fuse_relus(merged)]
-    if probe.dtype != torch.float32:  # whose convolutions use tensor cores (TF32), and whose products do not
-        names += replace_strided_pointwise(merged)
     with full_float32():
         expected = graph(probe)
+    if not isinstance(expected, Tensor) or expected.dtype not in TOLERANCE:
+        return graph, []
+    merged = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    skip_identities(merged)
+    first = split_first(merged)
+    names = [*([] if first is None else [first]), *fuse_relus(merged)]
+    # Not in float32, whose convolutions use tensor cores (TF32), and whose products do not. Images are float32 always.
+    if expected.dtype != torch.float32:
+        names += replace_strided_pointwise(merged)
+    fork_relus(merged)
+    with full_float32():
         try:
             got = merged(probe)
         except RuntimeError:  # no such kernel
             return graph, []
-    if not isinstance(got, Tensor) or got.dtype not in TOLERANCE:
-        return graph, []
     allowed = TOLERANCE[got.dtype] * float(expected.abs().max())
-    same = got.shape == expected.shape and float((got - expected).abs().max()) <= allowed
+    alike = got.shape == expected.shape and got.dtype == expected.dtype
+    same = alike and float((got - expected).abs().max()) <= allowed
     return (merged, names) if names and same else (graph, [])

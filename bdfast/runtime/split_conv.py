@@ -19,12 +19,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from bdfast.runtime.fusing import is_relu
+from bdfast.runtime.relu_gradient import Stride, every, relu_gradient
 
 _CHANNELS = 8  # tensor cores take them in groups of so many
 
 
 class SplitConv(nn.Module):
     """float32 images to ``conv(x)``, or its ReLU, in bfloat16; gradients reach x, not the weights.
+
+    Attributes:
+        relu: whether the ReLU is taken.
+        fork: None, or which pixels a second reader of the ReLU sees; each reader then has an output of its own.
 
     Example:
         >>> conv = nn.Conv2d(3, 2, 3).requires_grad_(False)
@@ -48,24 +53,29 @@ class SplitConv(nn.Module):
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().to(torch.bfloat16))
         self.where: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
         self.relu = relu
+        self.fork: Stride | None = None
 
     def forward(
         self,
         x: Tensor,  # [N, C, H, W]
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         return _SplitConv.apply(x, self)  # type: ignore[no-untyped-call,no-any-return]
 
     def parts(self, x: Tensor) -> Tensor:
         """h, l and channels of zeros, ``[N, 8, H, W]`` bfloat16, channels_last."""
-        high = x.to(torch.bfloat16)
-        low = (x - high).to(torch.bfloat16)
-        filling = high.new_zeros(1, 1, 1, 1).expand(len(x), self.weight.shape[1] - 2 * x.shape[1], *x.shape[2:])
-        return torch.cat((high, low, filling), 1).contiguous(memory_format=torch.channels_last)
+        n, c, h, w = x.shape
+        shape = (n, self.weight.shape[1], h, w)
+        parts = torch.empty(shape, dtype=torch.bfloat16, device=x.device, memory_format=torch.channels_last)
+        # Into their places: to make both and then join them are as many passes again.
+        high = parts[:, :c].copy_(x)
+        torch.sub(x, high, out=parts[:, c : 2 * c])
+        parts[:, 2 * c :].zero_()
+        return parts
 
 
 class _SplitConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: SplitConv) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: SplitConv) -> Tensor | tuple[Tensor, Tensor]:
         parts = layer.parts(x)
         if layer.relu and x.is_cuda:
             y: Tensor = torch.cudnn_convolution_relu(parts, layer.weight, layer.bias, *layer.where)
@@ -74,14 +84,16 @@ class _SplitConv(torch.autograd.Function):
             y = torch.relu(y) if layer.relu else y
         ctx.layer, ctx.dtype = layer, x.dtype
         ctx.save_for_backward(parts, *((y,) if layer.relu else ()))
-        return y
+        ctx.set_materialize_grads(False)
+        return y if layer.fork is None else (y, every(y, layer.fork))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:  # type: ignore[override]
         layer: SplitConv = ctx.layer
         parts, *output = ctx.saved_tensors
-        if output:
-            grad = torch.ops.aten.threshold_backward(grad, output[0], 0)
+        grad = relu_gradient(output[0], grads, layer.fork or (1, 1)) if output else grads[0]
+        if grad is None:
+            return None, None
         grad_parts, _, _ = torch.ops.aten.convolution_backward(
             grad, parts, layer.weight, None, *layer.where[:3], False, [0, 0], 1, [True, False, False]
         )

@@ -11,7 +11,14 @@ from torch import Tensor, fx, nn
 import bdfast
 from bdfast.runtime.bfloat16 import InBfloat16
 from bdfast.runtime.frozen import FrozenModel
-from bdfast.runtime.fusing import ConvReLU, fuse_relus, replace_strided_pointwise
+from bdfast.runtime.fusing import (
+    ConvReLU,
+    Pointwise,
+    StridedPointwise,
+    fuse_relus,
+    replace_strided_pointwise,
+    skip_identities,
+)
 from bdfast.runtime.gpu_graph import for_gpu
 from bdfast.runtime.split_conv import SplitConv, split_first
 
@@ -95,6 +102,25 @@ def test_only_strided_1x1_convolutions_become_products() -> None:
     assert replace_strided_pointwise(graph) == ["0"]
 
 
+@pytest.mark.parametrize("half", [True, False])
+def test_networks_in_bfloat16_have_products_whatever_their_images_are(half: bool) -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 1, stride=2), nn.Flatten()]
+    graph = fx.symbolic_trace(nn.Sequential(*layers).requires_grad_(False))
+    graph = InBfloat16(graph).network if half else graph  # type: ignore[assignment]
+    merged, names = for_gpu(graph, torch.rand(2, 3, 6, 6))
+    assert names == (["0", "2"] if half else ["0"])
+    assert isinstance(merged.get_submodule("2"), StridedPointwise) is half
+
+
+def test_layers_are_neighbours_across_an_identity() -> None:
+    layers = [nn.Conv2d(1, 2, 3), nn.Identity(), nn.ReLU(), nn.Identity(), nn.Flatten()]
+    graph = fx.symbolic_trace(nn.Sequential(*layers).requires_grad_(False))
+    assert for_gpu(graph, torch.rand(1, 1, 3, 3))[1] == ["0"]
+    layers[1].register_forward_hook(lambda *_: None)
+    skip_identities(graph)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1", "2", "4"]
+
+
 @pytest.mark.parametrize("relu", [True, False])
 def test_a_split_first_layer_sees_float32_images(relu: bool) -> None:
     layers = [nn.Conv2d(3, 6, 3, stride=2, padding=1), *([nn.ReLU()] if relu else []), nn.Flatten(), nn.Linear(24, 4)]
@@ -111,6 +137,9 @@ def test_a_split_first_layer_sees_float32_images(relu: bool) -> None:
     assert parts.shape == (1, 8, 4, 4)
     assert torch.equal(parts[:, :3].float() + parts[:, 3:6].float(), x)
     x = torch.rand(5, 3, 4, 4)
+    high = x.to(torch.bfloat16)
+    assert torch.equal(layer.parts(x), torch.cat((high, (x - high).to(torch.bfloat16), 0 * high[:, :2]), 1))
+    assert layer.parts(x).is_contiguous(memory_format=torch.channels_last)
     exact = gradient(plain, x)
     assert torch.nn.functional.cosine_similarity(gradient(half, x).flatten(), exact.flatten(), dim=0) > 0.99
 
@@ -129,7 +158,8 @@ def test_on_a_gpu_logits_and_gradients_are_those_of_the_plain_network(arch: str,
     with FrozenModel(model, precision) as frozen:  # type: ignore[arg-type]
         logits, grad = frozen.logits(x), frozen.input_gradient(x, lambda z: z.square().sum(1))[1]
         kinds = {type(module) for module in frozen._source.modules()}  # type: ignore[union-attr]
-        assert {ConvReLU, *([SplitConv] if precision == "bf16" else [])} <= kinds
+        product = {"resnet18": [Pointwise], "preact_resnet18": [StridedPointwise]}.get(arch, [])
+        assert {ConvReLU, *([SplitConv, *product] if precision == "bf16" else [])} <= kinds
     assert len(logits) == 16
     similar = torch.nn.functional.cosine_similarity(grad.double().flatten(), exact.flatten(), dim=0)
     assert float(similar) > (0.98 if precision == "fp32" else 0.9)  # cuDNN's float32 is TF32

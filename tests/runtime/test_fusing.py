@@ -93,6 +93,17 @@ def test_a_rewritten_graph_that_differs_is_thrown_away(monkeypatch: pytest.Monke
     assert for_gpu(graph, torch.rand(2, 2, 5, 5)) == (graph, [])
 
 
+def test_a_rewritten_graph_whose_gradient_differs_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = fx.symbolic_trace(Block(True))
+    monkeypatch.setattr(ConvReLU, "forward", lambda self, x, z=None: _wrong_backward(x, z, self.conv))
+    assert for_gpu(graph, torch.rand(2, 2, 5, 5)) == (graph, [])
+
+
+def _wrong_backward(x: Tensor, z: Tensor | None, conv: nn.Conv2d) -> Tensor:
+    y = torch.relu(conv(x) if z is None else conv(x) + z)
+    return y.detach() + 2 * (y - y.detach())
+
+
 def test_only_strided_1x1_convolutions_become_products() -> None:
     def conv(*arguments: int, **options: int) -> nn.Conv2d:
         return nn.Conv2d(*arguments, **options).requires_grad_(False)  # type: ignore[arg-type]

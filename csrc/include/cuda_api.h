@@ -39,7 +39,9 @@ void smallest_per_class_cuda(const SmallestPerClassArgs& args, const SmallestPer
 // has a patch has fewer than 2^31 elements. Throw std::runtime_error where a launch fails.
 void masked_pgd_step_cuda(const MaskedPgdStepArgs& args, void* stream);
 void patch_centers_cuda(const PatchCentersArgs& args, int32_t* centers, void* stream);
-void masked_random_start_cuda(const MaskedRandomStartArgs& args, void* stream);
+
+// Likewise; x has the strides of x_adv, and may be x_adv itself. Outside of the patches x_adv keeps what it holds.
+void masked_random_start_cuda(const MaskedRandomStartArgs& args, const void* x, void* stream);
 
 // Most parts of an image that scale_to_ball_cuda takes.
 constexpr int64_t kScaleToBallParts = 512;

@@ -15,7 +15,7 @@ from torch import Tensor
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels import clipped_relu as plain
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.channels import BLOCK, load_channels, memory_tile, order, store_bits
+from bdfast.triton_kernels.channels import load_channels, memory_tile, order, store_bits
 from bdfast.triton_kernels.clipped_relu import _clip
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import on_device_of
@@ -75,11 +75,10 @@ def batch_norm_clipped_relu_fwd_kernel(
             b_z = load_channels(p_bound, b_c, b_plane, channels, PLANES) + 0.0
     b_y, m_pass, m_clip = _clip(b_t, b_z)
     tl.store(p_y + o_x, b_y.to(p_y.dtype.element_ty), mask=m_x)
-    blocks = (numel - 1) // BLOCK + 1  # rounded up, without leaving 32 bits
     if PASS:
-        store_bits(p_pass, m_pass & m_x, block, blocks, LOW, BLOCKS)
+        store_bits(p_pass, m_pass & m_x, block, numel, LOW, BLOCKS)
     if CLIP:
-        store_bits(p_clip, m_clip & m_x, block, blocks, LOW, BLOCKS)
+        store_bits(p_clip, m_clip & m_x, block, numel, LOW, BLOCKS)
 
     if tl.program_id(0) < tl.cdiv(channels, BLOCK_C):  # that of a later program would not fit 32 bits
         o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)

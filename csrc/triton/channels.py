@@ -84,6 +84,7 @@ def grain(channels: int, inner: int) -> int:
     return math.gcd(channels if inner == 1 else inner, ch.BLOCK)
 
 
+@functools.lru_cache(maxsize=1024)
 def order(channels: int, inner: int, element_size: int) -> dict[str, int | bool]:
     """The constants of a kernel that walks over memory, see :func:`memory_tile`."""
     last, divisor = inner == 1, grain(channels, inner)
@@ -275,12 +276,12 @@ def plane_tile(
 
 
 @triton.jit
-def store_bits(p_bits, m_bits, block, blocks, LOW: tl.constexpr, BLOCKS: tl.constexpr):
+def store_bits(p_bits, m_bits, block, numel, LOW: tl.constexpr, BLOCKS: tl.constexpr):
     """One bit an element of a tile [LANES, LOW, BLOCKS, BITS // LOW]."""
     b_bits = m_bits.to(tl.int32) << (tl.arange(0, BITS // LOW) * LOW)[None, None, None, :]
     b_words = tl.sum(tl.sum(b_bits, axis=3) << tl.arange(0, LOW)[None, :, None], axis=1)  # [LANES, BLOCKS]
     o_block = block + tl.arange(0, BLOCKS)[None, :]
-    tl.store(p_bits + o_block * LANES + tl.arange(0, LANES)[:, None], b_words, mask=o_block < blocks)
+    tl.store(p_bits + o_block * LANES + tl.arange(0, LANES)[:, None], b_words, mask=o_block * BLOCK < numel)
 
 
 @triton.jit

@@ -18,7 +18,6 @@ from torch import Tensor
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.channels import (
-    BLOCK,
     LANES,
     Launch,
     Walk,
@@ -88,11 +87,10 @@ def clipped_relu_fwd_kernel(
         b_z = load_channels(p_bound, b_c, b_plane, channels, PLANES).to(tl.float32) + 0.0
     b_y, m_pass, m_clip = _clip(b_x, b_z)
     tl.store(p_y + o_x, b_y.to(p_y.dtype.element_ty), mask=m_x)
-    blocks = (numel - 1) // BLOCK + 1  # rounded up, without leaving 32 bits
     if PASS:
-        store_bits(p_pass, m_pass & m_x, block, blocks, LOW, BLOCKS)
+        store_bits(p_pass, m_pass & m_x, block, numel, LOW, BLOCKS)
     if CLIP:
-        store_bits(p_clip, m_clip & m_x, block, blocks, LOW, BLOCKS)
+        store_bits(p_clip, m_clip & m_x, block, numel, LOW, BLOCKS)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ The words :math:`w` come from Philox4x32-10 (see :mod:`bdfast.ops.philox`) under
 at the counter (sample id, number of the quad): four pixels that are next to each other in a row of a channel, from a
 column that is a multiple of four, share a counter and take a word each.
 
-Bytes moved: one copy of the images, and 2 elements a patch pixel and channel.
+Bytes moved: one copy of the images, and 2 elements a patch pixel and channel; on a GPU the copy alone for whole images.
 """
 
 from __future__ import annotations
@@ -141,10 +141,14 @@ def _cpp(x: Tensor, ids: Tensor, *options: Any) -> Tensor:
     return x_adv
 
 
-def _cuda(x: Tensor, ids: Tensor, *options: Any) -> Tensor:
-    x_adv, ids = x.clone(), ids.contiguous()
+def _cuda(x: Tensor, ids: Tensor, centers: Tensor | None, radius: int, *options: Any) -> Tensor:
+    x_adv, ids = torch.empty_like(x), ids.contiguous()
+    if radius >= 0 or x_adv.stride() != x.stride():
+        x = x_adv.copy_(x)
     with on_device_of(x):
-        native().masked_random_start_cuda(*_addresses(x_adv, ids, *options), stream_of(x))
+        native().masked_random_start_cuda(
+            *_addresses(x_adv, ids, centers, radius, *options), x.data_ptr(), stream_of(x)
+        )
     return x_adv
 
 

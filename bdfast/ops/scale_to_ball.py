@@ -29,6 +29,8 @@ from bdfast.ops.rows import DTYPE_CODE
 from bdfast.ops.validation import check_floating, is_number
 
 NAME = "scale_to_ball_"
+BLOCKS = 512  # of a GPU that together have enough loads on their way; kScaleToBallParts in csrc/include/cuda_api.h
+PART = 4096  # least elements of a part: two loads of 16 bytes a thread, in float32
 
 
 def scale_to_ball_(
@@ -103,9 +105,16 @@ def _cpp(_: Tensor, *arguments: Any) -> None:
     native().scale_to_ball(*arguments)
 
 
-def _cuda(d: Tensor, *arguments: Any) -> None:
+def _cuda(d: Tensor, address: int, dtype: int, images: int, numel: int, *options: Any) -> None:
+    parts = _parts(images, numel)
+    partials = d.new_empty(images * parts if parts > 1 else 0, dtype=torch.float64)
     with on_device_of(d):
-        native().scale_to_ball_cuda(*arguments, stream_of(d))
+        native().scale_to_ball_cuda(address, dtype, images, numel, *options, parts, partials.data_ptr(), stream_of(d))
+
+
+def _parts(images: int, numel: int) -> int:
+    """Blocks that share an image: one where images are many or small. The same on every GPU, for the same bits."""
+    return max(1, min(BLOCKS // max(1, images), numel // PART))
 
 
 def _fake(*_: Any) -> None:

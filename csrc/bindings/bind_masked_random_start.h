@@ -30,10 +30,10 @@ void masked_random_start(uintptr_t x_adv, int dtype, const Four& shape, const Fo
 #ifdef BDFAST_WITH_CUDA
 void masked_random_start_on_gpu(uintptr_t x_adv, int dtype, const Four& shape, const Four& strides, int64_t radius,
                                 const Centers& centers, uintptr_t ids, uint64_t key, const PerChannel& eps,
-                                const PerChannel& lower, const PerChannel& upper, uintptr_t stream) {
+                                const PerChannel& lower, const PerChannel& upper, uintptr_t x, uintptr_t stream) {
   const auto args =
       masked_random_start_args(x_adv, dtype, shape, strides, radius, centers, ids, key, eps, lower, upper);
-  masked_random_start_cuda(args, pointer<void>(stream));
+  masked_random_start_cuda(args, pointer<const void>(x), pointer<void>(stream));
 }
 #endif
 

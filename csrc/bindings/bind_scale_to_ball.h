@@ -26,9 +26,9 @@ void scale_to_ball(uintptr_t perturbation, int dtype, int64_t images, int64_t nu
 
 #ifdef BDFAST_WITH_CUDA
 void scale_to_ball_on_gpu(uintptr_t perturbation, int dtype, int64_t images, int64_t numel, double radius,
-                          uintptr_t radii, bool one_norm, uintptr_t stream) {
-  scale_to_ball_cuda(scale_to_ball_args(perturbation, dtype, images, numel, radius, radii, one_norm),
-                     pointer<void>(stream));
+                          uintptr_t radii, bool one_norm, int64_t parts, uintptr_t partials, uintptr_t stream) {
+  scale_to_ball_cuda(scale_to_ball_args(perturbation, dtype, images, numel, radius, radii, one_norm), parts,
+                     pointer<double>(partials), pointer<void>(stream));
 }
 #endif
 

@@ -39,8 +39,16 @@ void smallest_per_class_cuda(const SmallestPerClassArgs& args, const SmallestPer
 // has a patch has fewer than 2^31 elements. Throw std::runtime_error where a launch fails.
 void masked_pgd_step_cuda(const MaskedPgdStepArgs& args, void* stream);
 void patch_centers_cuda(const PatchCentersArgs& args, int32_t* centers, void* stream);
-void masked_random_start_cuda(const MaskedRandomStartArgs& args, void* stream);
-void scale_to_ball_cuda(const ScaleToBallArgs& args, void* stream);
+
+// Likewise; x has the strides of x_adv, and may be x_adv itself. Outside of the patches x_adv keeps what it holds.
+void masked_random_start_cuda(const MaskedRandomStartArgs& args, const void* x, void* stream);
+
+// Most parts of an image that scale_to_ball_cuda takes.
+constexpr int64_t kScaleToBallParts = 512;
+
+// Likewise. With more than one part an image is cut into so many, images * parts < 2^31, and `partials` is scratch for a
+// double a part, which needs no initial value.
+void scale_to_ball_cuda(const ScaleToBallArgs& args, int64_t parts, double* partials, void* stream);
 
 // Most parts of x whose range is looked for apart.
 constexpr int64_t kHistogramEntropyParts = 256;

@@ -15,10 +15,12 @@ from torch import Tensor
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels import clipped_relu as plain
 from bdfast.triton_kernels.aot import AotVariant
-from bdfast.triton_kernels.channels import BLOCK, memory_tile, order, store_bits
-from bdfast.triton_kernels.clipped_relu import BLOCKS, _clip
+from bdfast.triton_kernels.channels import load_channels, memory_tile, order, store_bits
+from bdfast.triton_kernels.clipped_relu import _clip
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import on_device_of
+
+SCALES = 2048  # that a program stores
 
 
 @triton.jit
@@ -47,6 +49,8 @@ def batch_norm_clipped_relu_fwd_kernel(
     GRAIN: tl.constexpr,
     LAST: tl.constexpr,
     CYCLE: tl.constexpr,
+    PLANES: tl.constexpr,
+    LOW: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -55,27 +59,26 @@ def batch_norm_clipped_relu_fwd_kernel(
     # Reads x, writes y; one bit an element and gradient more.
     # Accumulates nothing; arithmetic in float32.
     block = tl.program_id(0).to(tl.int64) * BLOCKS
-    o_x, m_x, b_c = memory_tile(block, numel, channels, inner, GRAIN, LAST, CYCLE, BLOCKS)
+    o_x, m_x, b_c, b_plane = memory_tile(block, numel, channels, inner, GRAIN, LAST, CYCLE, PLANES, LOW, BLOCKS)
     b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
-    b_scale = tl.rsqrt(tl.load(p_var + b_c) + eps)
+    b_scale = tl.rsqrt(load_channels(p_var, b_c, b_plane, channels, PLANES) + eps)
     if HAS_WEIGHT:
-        b_scale = b_scale * tl.load(p_weight + b_c)
-    b_t = (b_x - tl.load(p_mean + b_c)) * b_scale
+        b_scale = b_scale * load_channels(p_weight, b_c, b_plane, channels, PLANES)
+    b_t = (b_x - load_channels(p_mean, b_c, b_plane, channels, PLANES)) * b_scale
     if HAS_BIAS:
-        b_t += tl.load(p_bias + b_c)
-    b_z = tl.zeros_like(b_t) + limit
+        b_t += load_channels(p_bias, b_c, b_plane, channels, PLANES)
+    b_z = limit + 0.0  # which -0.0 is not
     if HAS_BOUND:
         if ONE_BOUND:
-            b_z = tl.zeros_like(b_t) + tl.load(p_bound)
+            b_z = tl.load(p_bound) + 0.0
         else:
-            b_z = tl.zeros_like(b_t) + tl.load(p_bound + b_c)
+            b_z = load_channels(p_bound, b_c, b_plane, channels, PLANES) + 0.0
     b_y, m_pass, m_clip = _clip(b_t, b_z)
     tl.store(p_y + o_x, b_y.to(p_y.dtype.element_ty), mask=m_x)
-    blocks = tl.cdiv(numel, BLOCK)
     if PASS:
-        store_bits(p_pass, m_pass & m_x, block, blocks, BLOCKS)
+        store_bits(p_pass, m_pass & m_x, block, numel, LOW, BLOCKS)
     if CLIP:
-        store_bits(p_clip, m_clip & m_x, block, blocks, BLOCKS)
+        store_bits(p_clip, m_clip & m_x, block, numel, LOW, BLOCKS)
 
     if tl.program_id(0) < tl.cdiv(channels, BLOCK_C):  # that of a later program would not fit 32 bits
         o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -107,14 +110,15 @@ def forward(
     if x.numel() == 0:
         return y, bits, scale
     parameters = [x if p is None else p.contiguous() for p in (mean, var, weight, bias)]
+    constants = order(channels, inner, x.element_size())
     with on_device_of(x):
         enqueue(
-            batch_norm_clipped_relu_fwd_kernel, plain.programs(x.numel()),
+            batch_norm_clipped_relu_fwd_kernel, plain.programs(x.numel(), constants),
             x, *parameters, eps, x if bound is None else bound.contiguous(), limit, y, scale,
             *plain.bit_planes(bits, x, need_x, need_bound), x.numel(), channels, inner,
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_BOUND=bound is not None,
             ONE_BOUND=bound is not None and bound.numel() == 1, PASS=need_x, CLIP=need_bound,
-            **order(channels, inner), BLOCKS=BLOCKS, BLOCK_C=BLOCKS * ch.BLOCK, num_warps=4,
+            **constants, BLOCK_C=SCALES, num_warps=4,
         )  # fmt: skip
     return y, bits, scale
 
@@ -130,12 +134,12 @@ def _variant(dtype: str, needs: bool, inner: int = 1024) -> AotVariant:
     }  # fmt: skip
     constants: dict[str, Any] = {
         "HAS_WEIGHT": True, "HAS_BIAS": True, "HAS_BOUND": True, "ONE_BOUND": False, "PASS": needs, "CLIP": needs,
-        "BLOCKS": BLOCKS, "BLOCK_C": BLOCKS * ch.BLOCK, **order(64, inner), **plain.ones(inner),
+        "BLOCK_C": SCALES, **order(64, inner, plain.BYTES[dtype]), **plain.ones(inner),
     }  # fmt: skip
     return AotVariant.of(batch_norm_clipped_relu_fwd_kernel, types, constants, 4)
 
 
 AOT_VARIANTS = [
     *(_variant(dtype, needs) for dtype in ("fp32", "bf16", "fp16") for needs in (True, False)),
-    *(_variant("fp32", True, inner) for inner in (784, 49, 1)),
+    *(_variant("fp32", True, inner) for inner in (12544, 784, 49, 1)),
 ]

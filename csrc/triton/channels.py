@@ -22,6 +22,7 @@ LANES, BITS, BLOCK = tl.constexpr(ch.LANES), tl.constexpr(ch.BITS), tl.constexpr
 PARTS = 2048  # most partial sums of a channel
 TILE = 2048  # elements of a program at a time: 16 a thread, four loads of 16 bytes in flight
 RUN = 512  # most of them in a row
+LOW = 8  # rows of 16 elements that a warp reads at a time, as four lanes of four, or two lanes of eight and two blocks
 SUMS = 2048  # bytes of a tile whose elements have a sum each: what 128 threads load at once
 
 
@@ -83,10 +84,56 @@ def grain(channels: int, inner: int) -> int:
     return math.gcd(channels if inner == 1 else inner, ch.BLOCK)
 
 
-def order(channels: int, inner: int) -> dict[str, int | bool]:
+@functools.lru_cache(maxsize=1024)
+def order(channels: int, inner: int, element_size: int) -> dict[str, int | bool]:
     """The constants of a kernel that walks over memory, see :func:`memory_tile`."""
-    last = inner == 1
-    return {"GRAIN": grain(channels, inner), "LAST": last, "CYCLE": last and ch.BLOCK % channels == 0}
+    last, divisor = inner == 1, grain(channels, inner)
+    blocks = 8 if divisor * element_size >= 16 and element_size == 2 else 4  # four loads of 16 bytes a thread
+    return {
+        "GRAIN": divisor,
+        "LAST": last,
+        "CYCLE": last and ch.BLOCK % channels == 0,
+        "PLANES": 0 if last else planes(channels, inner, blocks * ch.BLOCK),
+        "LOW": min(2 * divisor, LOW),
+        "BLOCKS": blocks,
+    }
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How programs walk over the blocks that planes touch, for planes of many blocks, see :func:`plane_tile`.
+
+    Attributes:
+        parts: programs that share a channel.
+        constants: the arguments of a kernel that depend on the walk.
+    """
+
+    parts: int
+    constants: dict[str, int]
+
+    @classmethod
+    @functools.lru_cache(maxsize=1024)
+    def choose(cls, numel: int, channels: int, inner: int, element_size: int, programs: int = 4096) -> Walk | None:
+        """None where the blocks of a plane hold much of its neighbours, or are not read 16 bytes at a time."""
+        divisor, blocks = grain(channels, inner), 16 // element_size
+        touched = cdiv(inner - divisor, ch.BLOCK) + 1
+        if inner == 1 or divisor * element_size < 16 or touched * ch.BLOCK > 1.25 * inner:
+            return None
+        samples = numel // (channels * inner)
+        fewest = max(1, blocks // triton.next_power_of_2(samples))
+        lengths = [length for length in (4, 2, 1) if length >= fewest] or [fewest]
+        length = min(lengths, key=lambda length: cdiv(touched, length) * length)
+        tiles = cdiv(samples, blocks // length) * cdiv(touched, length)
+        parts = max(1, min(tiles, PARTS, programs // channels))
+        return cls(parts, {"GRAIN": divisor, "BLOCKS": blocks, "BLOCK_S": blocks // length, "LOW": LOW})
+
+
+def planes(channels: int, inner: int, tile: int) -> int:
+    """Most planes that a tile of memory touches where that is one or two, else 0."""
+    if channels == 1:
+        return 1
+    touched = cdiv(inner - math.gcd(inner, tile) + tile, inner)  # a plane may begin that far before the tile
+    return touched if touched <= 2 else 0
 
 
 # --- tiles -----------------------------------------------------------------------------------------------------------
@@ -142,45 +189,118 @@ def channel_sums(b_x):
 
 @triton.jit
 def memory_tile(
-    block, numel, channels, inner, GRAIN: tl.constexpr, LAST: tl.constexpr, CYCLE: tl.constexpr, BLOCKS: tl.constexpr
-):
-    """Offset, mask and channel of a tile [BLOCKS, BITS, LANES] that starts at block ``block``.
+    block, numel, channels, inner, GRAIN: tl.constexpr, LAST: tl.constexpr, CYCLE: tl.constexpr, PLANES: tl.constexpr,
+    LOW: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Offset and mask of a tile [LANES, LOW, BLOCKS, BITS // LOW] that starts at block ``block``, channel and plane.
 
-    Channels are of shape [BLOCKS, 1, 1] or [BLOCKS, BITS, 1] where a block, or a row of lanes, lies in one plane. LAST:
-    ``inner`` is 1. CYCLE: and channels divide a block, so that the compiler knows which elements share one.
+    Axes are in the order in which Triton gives them to elements of a load, lanes, warps and registers: whatever is
+    loaded of a tile has one layout, which needs no exchange of elements, and a block lies in one warp, where its bits
+    are added up. Bit ``b`` of a block is at ``b % LOW`` and ``b // LOW``.
+
+    LAST: ``inner`` is 1. CYCLE: and channels divide a block, so that the compiler knows which elements share one.
+    Otherwise with PLANES, a tile lies in so many planes: the channel is that of the first, and planes count from there.
     """
     numel = numel // GRAIN * GRAIN
-    o_block = tl.arange(0, BLOCKS)[:, None, None] * BLOCK
-    o_row = o_block + tl.arange(0, BITS)[None, :, None] * LANES
-    o_in = o_row + tl.arange(0, LANES)[None, None, :]
+    o_block = tl.arange(0, BLOCKS)[None, None, :, None] * BLOCK
+    b_bit = tl.arange(0, LOW)[None, :, None, None] + tl.arange(0, BITS // LOW)[None, None, None, :] * LOW
+    o_row = o_block + b_bit * LANES
+    o_in = o_row + tl.arange(0, LANES)[:, None, None, None]
     first = block * BLOCK
     o_x = first + o_in
+    b_plane = 0
     if CYCLE:
         b_c = o_in % GRAIN
     elif LAST:
         channels = channels // GRAIN * GRAIN
         b_c = ((first % channels).to(tl.int32) // GRAIN * GRAIN + o_in) % channels  # a cast forgets what divides it
     else:
-        o_run = o_block if GRAIN == BLOCK else o_row if GRAIN >= LANES else o_in
-        plane = (first // inner % channels).to(tl.int32)  # 64-bit division for the tile's start alone
-        b_c = (plane + ((first % inner).to(tl.int32) + o_run) // inner) % channels
-    return o_x, o_x < numel, b_c
+        if numel.dtype == tl.int32:
+            first = first.to(tl.int32)  # and with it the division
+        plane = first // inner
+        before = first - plane * inner  # elements of that plane that lie before the tile
+        b_c = (plane % channels).to(tl.int32)
+        o_run = o_block if GRAIN == BLOCK else o_row if GRAIN >= LANES else o_in  # where a plane may begin
+        if PLANES == 2:
+            b_plane = (o_run >= tl.minimum(inner - before, BLOCKS * BLOCK).to(tl.int32)).to(tl.int32)
+        elif PLANES == 0:
+            b_c = (b_c + (before.to(tl.int32) + o_run) // inner) % channels
+            b_c = tl.broadcast_to(b_c, o_in.shape)  # a load of another shape would have another layout
+    return o_x, o_x < numel, b_c, b_plane
+
+
+@triton.jit
+def load_channels(p_values, b_c, b_plane, channels, PLANES: tl.constexpr):
+    """The channel's value for each element of a memory tile: a load a plane where there are one or two."""
+    b_values = tl.load(p_values + b_c)
+    if PLANES == 2:
+        b_next = tl.load(p_values + tl.where(b_c + 1 == channels, 0, b_c + 1))
+        b_values = tl.where(b_plane == 0, b_values, b_next)
+    return b_values
+
+
+@triton.jit
+def tiles_across(inner, GRAIN: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Plane tiles of a plane, which may begin anywhere in a block."""
+    rest = inner - GRAIN
+    return tl.cdiv(rest // BLOCK + tl.where(rest % BLOCK == 0, 1, 2), BLOCKS // BLOCK_S)
+
+
+@triton.jit
+def plane_tile(
+    tile, samples, channels, inner, channel, GRAIN: tl.constexpr, LOW: tl.constexpr, BLOCKS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Blocks [1, 1, BLOCKS, 1] of a tile of BLOCK_S planes of a channel; offsets and mask of their elements.
+
+    Elements are [LANES, LOW, BLOCKS, BITS // LOW], as in :func:`memory_tile`, so that a word of bits is read once for
+    all that a thread has of it. Blocks begin where blocks of bits do: the mask leaves a plane's neighbours out.
+    """
+    inner = inner // GRAIN * GRAIN
+    across = tiles_across(inner, GRAIN, BLOCKS, BLOCK_S)
+    o_k = tl.arange(0, BLOCKS)[None, None, :, None]
+    o_s = (tile // across).to(tl.int64) * BLOCK_S + o_k % BLOCK_S
+    first = ((o_s * channels + channel) * inner).to(tl.uint64)  # element of each plane
+    o_b = (tile % across).to(tl.int64) * (BLOCKS // BLOCK_S) + o_k // BLOCK_S  # of the plane's blocks
+    before = (first % BLOCK).to(tl.int32) // GRAIN * GRAIN  # elements of others in the plane's first block
+    begin = tl.where(o_b == 0, before, 0)
+    end = tl.minimum(inner - o_b * BLOCK + before, BLOCK).to(tl.int32) // GRAIN * GRAIN
+    end = tl.where(o_s < samples, end, 0)
+    b_bit = tl.arange(0, LOW)[None, :, None, None] + tl.arange(0, BITS // LOW)[None, None, None, :] * LOW
+    o_in = b_bit * LANES + tl.arange(0, LANES)[:, None, None, None]
+    b_block = (first // BLOCK).to(tl.int64) + o_b
+    return b_block, b_block * BLOCK + o_in, (o_in >= begin) & (o_in < end), end > 0
 
 
 # --- bits ------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def store_bits(p_bits, m_bits, block, blocks, BLOCKS: tl.constexpr):
-    """One bit an element of a tile [BLOCKS, BITS, LANES]."""
-    b_words = tl.sum(m_bits.to(tl.int32) << tl.arange(0, BITS)[None, :, None], axis=1)
-    o_block = block + tl.arange(0, BLOCKS)[:, None]
-    tl.store(p_bits + o_block * LANES + tl.arange(0, LANES)[None, :], b_words, mask=o_block < blocks)
+def store_bits(p_bits, m_bits, block, numel, LOW: tl.constexpr, BLOCKS: tl.constexpr):
+    """One bit an element of a tile [LANES, LOW, BLOCKS, BITS // LOW]."""
+    b_bits = m_bits.to(tl.int32) << (tl.arange(0, BITS // LOW) * LOW)[None, None, None, :]
+    b_words = tl.sum(tl.sum(b_bits, axis=3) << tl.arange(0, LOW)[None, :, None], axis=1)  # [LANES, BLOCKS]
+    o_block = block + tl.arange(0, BLOCKS)[None, :]
+    tl.store(p_bits + o_block * LANES + tl.arange(0, LANES)[:, None], b_words, mask=o_block * BLOCK < numel)
 
 
 @triton.jit
 def load_bits(p_bits, o_x, m_x):
     """The bits of elements anywhere: neighbours read the same words, as wide as their own loads."""
+    o_x = o_x.to(tl.uint64)  # whose quotients and remainders by powers of two are bits of it
     b_words = tl.load(p_bits + (o_x // BLOCK) * LANES + o_x % LANES, mask=m_x, other=0)
-    # The cast comes last: an offset beyond 2^31 would be a negative number, whose remainder is another one.
     return ((b_words >> ((o_x // LANES) % BITS).to(tl.int32)) & 1) != 0
+
+
+@triton.jit
+def load_words(p_bits, b_block, m_block, LOW: tl.constexpr, HALF: tl.constexpr):
+    """The bits of a plane tile: one load of words for all rows that a thread has of a block.
+
+    HALF: of elements of two bytes, whose loads hold eight, and of words only four. Those loads are of the tile's own
+    shape, which gives them its layout.
+    """
+    b_bit = tl.arange(0, LOW)[None, :, None, None] + tl.arange(0, BITS // LOW)[None, None, None, :] * LOW
+    o_same = b_bit * 0 if HALF else tl.arange(0, LOW)[None, :, None, None] * 0
+    o_word = b_block * LANES + tl.arange(0, LANES)[:, None, None, None] + o_same
+    b_words = tl.load(p_bits + o_word, mask=m_block, other=0)
+    return ((b_words >> b_bit) & 1) != 0

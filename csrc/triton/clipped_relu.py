@@ -8,6 +8,8 @@ reruns are bit-identical on every GPU.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,23 +18,27 @@ from torch import Tensor
 from bdfast.ops import channels as ch
 from bdfast.triton_kernels.aot import AotVariant
 from bdfast.triton_kernels.channels import (
-    BLOCK,
+    LANES,
     Launch,
+    Walk,
     channel_sums,
     channel_tile,
     lane_sums,
     load_bits,
+    load_channels,
+    load_words,
     memory_tile,
     order,
     own_channels,
+    plane_tile,
     store_bits,
+    tiles_across,
     tiles_of,
 )
 from bdfast.triton_kernels.launch import enqueue
 from bdfast.triton_kernels.rows import cdiv, on_device_of
 
 PARTS = 1024  # of a sum, at a time
-BLOCKS = 4  # of 512 elements, in a program of the forward: 16 elements a thread
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -65,6 +71,8 @@ def clipped_relu_fwd_kernel(
     GRAIN: tl.constexpr,
     LAST: tl.constexpr,
     CYCLE: tl.constexpr,
+    PLANES: tl.constexpr,
+    LOW: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
     # Computes y = min(max(x, 0), bound) and the bits [0 < x <= bound], [max(x, 0) > bound].
@@ -72,18 +80,17 @@ def clipped_relu_fwd_kernel(
     # Reads x, writes y; one bit an element and gradient more.
     # Accumulates nothing; compares in float32.
     block = tl.program_id(0).to(tl.int64) * BLOCKS
-    o_x, m_x, b_c = memory_tile(block, numel, channels, inner, GRAIN, LAST, CYCLE, BLOCKS)
+    o_x, m_x, b_c, b_plane = memory_tile(block, numel, channels, inner, GRAIN, LAST, CYCLE, PLANES, LOW, BLOCKS)
     b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
-    b_z = tl.zeros_like(b_x) + limit
+    b_z = limit + 0.0  # which -0.0 is not
     if HAS_BOUND:
-        b_z = tl.zeros_like(b_x) + tl.load(p_bound + b_c).to(tl.float32)
+        b_z = load_channels(p_bound, b_c, b_plane, channels, PLANES).to(tl.float32) + 0.0
     b_y, m_pass, m_clip = _clip(b_x, b_z)
     tl.store(p_y + o_x, b_y.to(p_y.dtype.element_ty), mask=m_x)
-    blocks = tl.cdiv(numel, BLOCK)
     if PASS:
-        store_bits(p_pass, m_pass & m_x, block, blocks, BLOCKS)
+        store_bits(p_pass, m_pass & m_x, block, numel, LOW, BLOCKS)
     if CLIP:
-        store_bits(p_clip, m_clip & m_x, block, blocks, BLOCKS)
+        store_bits(p_clip, m_clip & m_x, block, numel, LOW, BLOCKS)
 
 
 @triton.jit
@@ -131,6 +138,51 @@ def clipped_relu_bwd_kernel(
 
 
 @triton.jit
+def clipped_relu_bwd_planes_kernel(
+    p_grad,  # [numel] in memory order
+    p_pass,  # [blocks, 16] int32; unused where PASS is False
+    p_clip,  # [blocks, 16] int32; unused where CLIP is False
+    p_scale,  # [channels] float32; unused where HAS_SCALE is False
+    p_grad_x,  # [numel]; unused where PASS is False
+    p_partials,  # [channels, parts] float64; unused where CLIP is False
+    samples,
+    channels,
+    inner,
+    parts,
+    HAS_SCALE: tl.constexpr,
+    PASS: tl.constexpr,
+    CLIP: tl.constexpr,
+    GRAIN: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    LOW: tl.constexpr,
+):
+    # Computes what clipped_relu_bwd_kernel does, where planes are of many blocks of bits.
+    # A program owns every `parts`-th tile of BLOCKS blocks, of BLOCK_S samples, of a channel.
+    # Reads g, writes dx; reads one bit an element and gradient.
+    # Accumulates in float64, in a sum for each element of a row of a tile.
+    channel, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    scale = 1.0
+    if HAS_SCALE:
+        scale = tl.load(p_scale + channel)
+    b_sum = tl.zeros((LANES, LOW, BLOCKS), tl.float64)
+    tiles = tl.cdiv(samples, BLOCK_S) * tiles_across(inner, GRAIN, BLOCKS, BLOCK_S)
+    HALF: tl.constexpr = p_grad.dtype.element_ty.primitive_bitwidth == 16
+    tile = part
+    while tile < tiles:
+        b_block, o_x, m_x, m_block = plane_tile(tile, samples, channels, inner, channel, GRAIN, LOW, BLOCKS, BLOCK_S)
+        b_g = tl.load(p_grad + o_x, mask=m_x, other=0.0).to(tl.float32)
+        if PASS:
+            b_dx = tl.where(load_words(p_pass, b_block, m_block, LOW, HALF), b_g * scale, 0.0)
+            tl.store(p_grad_x + o_x, b_dx.to(p_grad_x.dtype.element_ty), mask=m_x)
+        if CLIP:
+            b_sum += tl.sum(tl.where(load_words(p_clip, b_block, m_block, LOW, HALF), b_g, 0.0).to(tl.float64), axis=3)
+        tile += parts
+    if CLIP:
+        tl.store(p_partials + channel.to(tl.int64) * parts + part, tl.sum(b_sum))
+
+
+@triton.jit
 def clipped_relu_sum_kernel(
     p_partials,  # [bounds, count] float64
     p_grad_bound,  # [bounds] float32
@@ -168,12 +220,13 @@ def forward(
     if x.numel() == 0:
         return y, bits
     numel, channels, inner = ch.layout(x, channels_last, 1 if bound is None else bound.numel())
+    constants = order(channels, inner, x.element_size())
     with on_device_of(x):
         enqueue(
-            clipped_relu_fwd_kernel, programs(numel),
+            clipped_relu_fwd_kernel, programs(numel, constants),
             x, x if bound is None else bound.contiguous(), limit, y, *bit_planes(bits, x, need_x, need_bound),
             numel, channels, inner, HAS_BOUND=bound is not None, PASS=need_x, CLIP=need_bound,
-            **order(channels, inner), BLOCKS=BLOCKS, num_warps=4,
+            **constants, num_warps=4,
         )  # fmt: skip
     return y, bits
 
@@ -193,16 +246,16 @@ def backward(
     if g.numel() == 0:
         return grad_x, torch.zeros(bounds if need_bound else 0, device=g.device)
     numel, channels, inner = ch.layout(g, channels_last, bounds if scale is None else scale.numel())
-    launch = Launch.choose(numel, channels, inner)
-    partials = g.new_empty((channels, launch.parts) if need_bound else (0,), dtype=torch.float64)
+    kernel, count, parts, warps, constants = _backward_launch(numel, channels, inner, g.element_size())
+    partials = g.new_empty((channels, parts) if need_bound else (0,), dtype=torch.float64)
     grad_bound = g.new_empty(bounds if need_bound else 0, dtype=torch.float32)
     with on_device_of(g):
         enqueue(
-            clipped_relu_bwd_kernel, launch.programs(channels),
+            kernel, count,
             g, *bit_planes(bits, g, need_x, need_bound), g if scale is None else scale, grad_x, partials,
-            numel // (channels * inner), channels, inner, launch.parts,
+            numel // (channels * inner), channels, inner, parts,
             HAS_SCALE=scale is not None, PASS=need_x, CLIP=need_bound,
-            **launch.sums(g.element_size()), num_warps=launch.num_warps,
+            **constants, num_warps=warps,
         )  # fmt: skip
         if need_bound:
             enqueue(
@@ -212,9 +265,21 @@ def backward(
     return grad_x, grad_bound
 
 
-def programs(numel: int) -> int:
-    """Programs of a forward."""
-    return int(cdiv(numel, BLOCKS * ch.BLOCK))
+def _backward_launch(
+    numel: int, channels: int, inner: int, element_size: int
+) -> tuple[Any, int, int, int, dict[str, int]]:
+    """Kernel of the backward, its programs, those that share a channel, warps and constants."""
+    walk = Walk.choose(numel, channels, inner, element_size)
+    if walk is not None:
+        return clipped_relu_bwd_planes_kernel, channels * walk.parts, walk.parts, 4, walk.constants
+    launch = Launch.choose(numel, channels, inner)
+    constants = launch.sums(element_size)
+    return clipped_relu_bwd_kernel, launch.programs(channels), launch.parts, launch.num_warps, constants
+
+
+def programs(numel: int, constants: dict[str, int | bool]) -> int:
+    """Programs of a forward with these constants."""
+    return int(cdiv(numel, constants["BLOCKS"] * ch.BLOCK))
 
 
 def bit_planes(bits: Tensor, unused: Tensor, need_x: bool, need_bound: bool) -> tuple[Tensor, Tensor]:
@@ -233,8 +298,8 @@ def _forward_variant(dtype: str, needs: bool, inner: int = 1024) -> AotVariant:
         "p_x": f"*{dtype}", "p_bound": "*fp32", "limit": "fp32", "p_y": f"*{dtype}", "p_pass": "*i32",
         "p_clip": "*i32", "numel": "i32", "channels": "i32", "inner": "i32",
     }  # fmt: skip
-    constants = {"HAS_BOUND": True, "PASS": needs, "CLIP": needs, "BLOCKS": BLOCKS}
-    constants |= {**order(64, inner), **ones(inner)}
+    constants = {"HAS_BOUND": True, "PASS": needs, "CLIP": needs}
+    constants |= {**order(64, inner, BYTES[dtype]), **ones(inner)}
     return AotVariant.of(clipped_relu_fwd_kernel, types, constants, 4)
 
 
@@ -248,15 +313,18 @@ def _backward_variant(dtype: str, channels: int, inner: int) -> AotVariant:
         "p_grad": f"*{dtype}", "p_pass": "*i32", "p_clip": "*i32", "p_scale": "*fp32", "p_grad_x": f"*{dtype}",
         "p_partials": "*fp64", "samples": "i32", "channels": "i32", "inner": "i32", "parts": "i32",
     }  # fmt: skip
-    launch = Launch.choose(128 * channels * inner * (1024 if inner == 1 else 1), channels, inner)
-    constants = {"HAS_SCALE": True, "PASS": True, "CLIP": True, **launch.sums(BYTES[dtype])}
-    return AotVariant.of(clipped_relu_bwd_kernel, types, {**constants, **ones(inner)}, launch.num_warps)
+    numel = 128 * channels * inner * (1024 if inner == 1 else 1)
+    kernel, _, _, warps, constants = _backward_launch(numel, channels, inner, BYTES[dtype])
+    constants = {"HAS_SCALE": True, "PASS": True, "CLIP": True, **constants, **ones(inner)}
+    return AotVariant.of(kernel, types, constants, warps)
 
 
 AOT_VARIANTS = [
     *(_forward_variant(dtype, needs) for dtype in ("fp32", "bf16", "fp16") for needs in (True, False)),
-    *(_forward_variant("fp32", True, inner) for inner in (784, 49, 1)),
+    *(_forward_variant("fp32", True, inner) for inner in (12544, 784, 49, 1)),
+    _forward_variant("bf16", True, 12544),
     *(_backward_variant(dtype, 64, 1024) for dtype in ("fp32", "bf16", "fp16")),
+    *(_backward_variant(dtype, 64, 12544) for dtype in ("fp32", "bf16")),
     *(_backward_variant("fp32", 512, inner) for inner in (784, 49, 16)),
     *(_backward_variant(dtype, 64, 1) for dtype in ("fp32", "bf16")),
     AotVariant.of(

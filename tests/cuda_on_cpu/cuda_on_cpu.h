@@ -175,6 +175,11 @@ T __ldcg(const T* p) {
   return *p;
 }
 template <class T>
+void __stwb(T* p, T value) {
+  *p = value;
+}
+
+template <class T>
 void __stcs(T* p, T value) {
   *p = value;
 }

@@ -2,9 +2,9 @@
 #include "../../csrc/cuda/masked_random_start.cu"
 
 // values and tables: eps, lower, upper.
-extern "C" const char* start(void* x_adv, int dtype, const int64_t* shape, const int64_t* strides, int64_t radius,
-                             const void* centers, int wide, const int64_t* center_strides, const int64_t* ids,
-                             uint64_t key, const float* values, const float** tables) {
+extern "C" const char* start(void* x_adv, const void* x, int dtype, const int64_t* shape, const int64_t* strides,
+                             int64_t radius, const void* centers, int wide, const int64_t* center_strides,
+                             const int64_t* ids, uint64_t key, const float* values, const float** tables) {
   const auto bound = [&](int which) { return bdfast::ChannelValue{values[which], tables[which]}; };
   const bdfast::PatchGeometry geometry = {shape[0], shape[1],  shape[2],          shape[3],         radius,
                                           centers,  wide != 0, center_strides[0], center_strides[1]};
@@ -17,5 +17,5 @@ extern "C" const char* start(void* x_adv, int dtype, const int64_t* shape, const
                                               bound(0),
                                               bound(1),
                                               bound(2)};
-  return cuda_on_cpu::message_of([&] { bdfast::masked_random_start_cuda(args, nullptr); });
+  return cuda_on_cpu::message_of([&] { bdfast::masked_random_start_cuda(args, x, nullptr); });
 }

@@ -78,21 +78,45 @@ def test_step_at_odd_addresses(step: Any, name: str, layout: str) -> None:
         assert same(step_on_cpu(step, **inputs), expected)
 
 
+def start_on_cpu(start: Any, x_adv: Tensor, x: Tensor, inputs: dict[str, Any]) -> Tensor:
+    numbers, kept = bounds([inputs[name] for name in ("eps", "lower", "upper")], x_adv)
+    key = stream_key(inputs["seed"], "masked_random_start", inputs["round"])
+    message = start(
+        ctypes.c_void_p(x_adv.data_ptr()), ctypes.c_void_p(x.data_ptr()), DTYPE_CODE[x.dtype], integers(x_adv.shape),
+        integers(x_adv.stride()), *geometry(x_adv, inputs["centers"], inputs["radius"]),
+        ctypes.c_void_p(inputs["ids"].data_ptr()), ctypes.c_uint64(key), *numbers,
+    )  # fmt: skip
+    assert not message, message
+    del kept
+    return x_adv
+
+
 @pytest.mark.parametrize("case", [c for c in START.cases if not c.benchmark], ids=lambda c: c.name)
 def test_start(start: Any, case: Case) -> None:
     for dtype in case.dtypes:
         inputs = START.inputs(case, "cpu", dtype)
+        expected = masked_random_start(**inputs, backend="reference")
         x_adv = torch.empty_like(inputs["x"]).copy_(inputs["x"])
-        numbers, kept = bounds([inputs[name] for name in ("eps", "lower", "upper")], x_adv)
-        key = stream_key(inputs["seed"], "masked_random_start", inputs["round"])
-        message = start(
-            ctypes.c_void_p(x_adv.data_ptr()), DTYPE_CODE[dtype], integers(x_adv.shape), integers(x_adv.stride()),
-            *geometry(x_adv, inputs["centers"], inputs["radius"]), ctypes.c_void_p(inputs["ids"].data_ptr()),
-            ctypes.c_uint64(key), *numbers,
-        )  # fmt: skip
-        assert not message, message
-        assert same(x_adv, masked_random_start(**inputs, backend="reference"))
-        del kept
+        assert same(start_on_cpu(start, x_adv, x_adv, inputs), expected)
+        if inputs["radius"] is None and x_adv.stride() == inputs["x"].stride():
+            assert same(start_on_cpu(start, torch.full_like(x_adv, 7.0), inputs["x"], inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("radius", [None, 1, 5])
+@pytest.mark.parametrize("shape", [(3, 3, 8, 16), (2, 2, 70, 132), (2, 3, 5, 6), (3, 1, 9, 3)])
+def test_start_in_quads(start: Any, shape: tuple[int, ...], radius: int | None, dtype: torch.dtype) -> None:
+    """Rows of whole quads and of others, aligned and not, patches that begin within a quad, many quads a thread."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(shape, generator=generator).to(dtype)
+    x.view(-1)[::7] *= 1e-30  # whose sum with the noise float64 rounds
+    centers = torch.tensor([[0, 0], [shape[2] - 1, shape[3] - 1], [4, 6]])[: shape[0]]
+    eps = torch.linspace(1e-3, 0.3, shape[1])
+    inputs = {"x": x, "ids": torch.arange(shape[0]) * 2**33, "centers": None if radius is None else centers}
+    inputs |= {"radius": radius, "eps": eps, "seed": 5, "round": 2, "lower": 0.0, "upper": 1.0}
+    expected = masked_random_start(**inputs, backend="reference")
+    for images in (x.clone(), offset_by_an_element(x)):
+        assert same(start_on_cpu(start, images, images, inputs), expected)
 
 
 @pytest.mark.parametrize("case", [c for c in CENTERS.cases if not c.benchmark], ids=lambda c: c.name)

@@ -129,6 +129,57 @@ def test_launch(samples: int, count: int, inner: int) -> None:
     assert launch.programs(count) <= max(4096, count) + launch.parts
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 2, 32, 32), (5, 3, 48, 48), (3, 2, 52, 77), (2, 1, 64, 64), (3, 40, 16, 16)])
+def test_clipping_of_planes_of_many_blocks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = draw(shape, channels_last=False).to(dtype)
+    size = x.element_size()
+    walk = channels.Walk.choose(x.numel(), shape[1], math.prod(shape[2:]), size)
+    assert (walk is None) == (shape[2] == 16 or (shape[2] == 52 and size == 2))
+    for bound in (torch.linspace(0.1, 1.0, shape[1], device=DEVICE), torch.tensor(0.5, device=DEVICE)):
+        y, bits = clipped_relu.forward(x, bound, 0.0, True, True)
+        expected = reference(x.double(), bound.double(), 0.0, True, True)
+        torch.testing.assert_close(y, expected[0].to(dtype), atol=0, rtol=0 if size == 4 else 2**-7)
+        assert torch.equal(bits, expected[1])
+        scale = torch.linspace(0.5, 2.0, shape[1], device=DEVICE) if bound.dim() else None
+        options = (False, True, True, bound.numel())
+        grad_x, grad_bound = clipped_relu.backward(x.flip(0), bits, scale, *options)
+        exact = reference_backward(x.flip(0).double(), bits, None if scale is None else scale.double(), *options)
+        torch.testing.assert_close(grad_x, exact[0].to(dtype))
+        torch.testing.assert_close(grad_bound, exact[1].float(), rtol=1e-6, atol=1e-6)
+
+
+@triton.jit
+def _tile_kernel(
+    p_out, block, numel, count, inner, GRAIN: tl.constexpr, LAST: tl.constexpr, CYCLE: tl.constexpr,
+    PLANES: tl.constexpr, LOW: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    block = block.to(tl.int64)
+    o_x, m_x, b_c, b_plane = channels.memory_tile(block, numel, count, inner, GRAIN, LAST, CYCLE, PLANES, LOW, BLOCKS)
+    b_c = (b_c + b_plane) % count + tl.zeros_like(o_x)  # planes count from the first one's channel
+    tl.store(p_out + (o_x - block * BLOCK), tl.where(m_x, b_c, -1))
+
+
+@pytest.mark.parametrize(
+    ("count", "inner", "samples"),
+    [
+        *((3, 12544, 2), (2, 1024, 7), (3, 2049, 9), (5, 4096, 3), (5, 784, 9), (7, 49, 99), (64, 1, 99), (24, 1, 999)),
+        *((64, 12544, 2**12), (3, 2**30 + 256, 3), (7, 4, 2**28)),  # of more than 2^31 elements
+    ],
+)
+@pytest.mark.parametrize("size", [2, 4])
+def test_channels_of_a_tile(count: int, inner: int, samples: int, size: int) -> None:
+    """Of the first, the last and some other tile, however large the tensor."""
+    numel, constants = count * inner * samples, channels.order(count, inner, size)
+    tile = constants["BLOCKS"] * ch.BLOCK
+    last = (numel - 1) // tile
+    for number in {0, last // 3, last - 1, last} - {-1}:
+        out = torch.full((tile,), -2, dtype=torch.int64, device=DEVICE)
+        _tile_kernel[(1,)](out, number * constants["BLOCKS"], numel, count, inner, BLOCK=ch.BLOCK, **constants)
+        o = torch.arange(tile) + number * tile
+        assert torch.equal(out.cpu(), torch.where(o < numel, o // inner % count, -1))
+
+
 @triton.jit
 def _bits_kernel(p_bits, p_out, first, BLOCK: tl.constexpr, LANES: tl.constexpr, COUNT: tl.constexpr):
     o = tl.arange(0, COUNT)

@@ -46,6 +46,7 @@ Combine: TypeAlias = Literal["mean", "median", "min"]
 Normalization: TypeAlias = "tuple[tuple[float, ...], tuple[float, ...]]"
 
 CHUNK = {"cpu": 512, "cuda": 4096}  # samples a file: half a second of a GPU, ten of a processor, are what a kill costs
+RESIDENT = 2**28  # bytes of a chunk that are copied to the device at once; 4096 images of CIFAR's size are 2^24
 FORMAT = "bdfast.kl_scores/1"
 KINDS = {
     "label": (torch.int64, 1),
@@ -267,16 +268,17 @@ class KLScorer:
         ids: Tensor,  # [n]
         batch_size: int,
     ) -> Columns:
-        """Columns of some samples, batch by batch; the host waits for a GPU at the end alone."""
+        """Columns of some samples, batch by batch; the host waits for a GPU at both ends alone."""
+        images, labels, ids = self._near(images), labels.to(self._place.device), ids.to(self._place.device)
         if self._config.objective == "ce":
             logits = self.search.logits(to_floats(images[:1], self._place))
             check_labels(labels, logits.shape[1], "kl_scores", "data: labels")
 
         def compute(rows: range) -> Columns:
-            index = torch.arange(rows.start, rows.stop)
+            index = torch.arange(rows.start, rows.stop, device=ids.device)
             if self._pads and len(index) < min(batch_size, len(ids)):
                 index = torch.cat((index, index[-1:].expand(min(batch_size, len(ids)) - len(index))))
-            parts = self._batch(to_floats(images[index], self._place), labels[index].to(self._place.device), ids[index])
+            parts = self._batch(to_floats(images[index.to(images.device)], self._place), labels[index], ids[index])
             return {name: value[: len(rows)] for name, value in parts.items()}
 
         parts = []
@@ -285,6 +287,10 @@ class KLScorer:
                 parts.append({**columns, "halved": torch.full((len(rows),), halved)})
         columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
         return {"label": labels.cpu(), **columns}
+
+    def _near(self, images: Tensor) -> Tensor:
+        """The images on the device, as they are, unless they are large: batch by batch the host would wait for each."""
+        return images.to(self._place.device) if images.nbytes <= RESIDENT else images
 
     def _batch(self, x: Tensor, labels: Tensor, ids: Tensor) -> Columns:
         config = self._config

@@ -65,5 +65,6 @@ def to_floats(
         tensor([[[[0., 1.]]]])
     """
     x = images.to(place.device).to(place.dtype)
-    # By a tensor: by a number, GPUs multiply with 1 / 255, which differs in the last bit.
-    return x / torch.tensor(255, dtype=x.dtype, device=x.device) if images.dtype == torch.uint8 else x
+    # By a tensor: by a number, GPUs multiply with 1 / 255, which differs in the last bit. One that is filled there: a
+    # number that is copied there makes the host wait.
+    return x / torch.full((), 255, dtype=x.dtype, device=x.device) if images.dtype == torch.uint8 else x

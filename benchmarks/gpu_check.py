@@ -73,6 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [stage for stage in stages().values() if not arguments.only or stage.name in arguments.only]
     ends = time.monotonic() + arguments.seconds
     reports: dict[str, Report] = {}
+    paths: list[Path] = []
+    facts: Report = {}
+    command = sys.argv if argv is None else ["benchmarks/gpu_check.py", *argv]
     with tempfile.TemporaryDirectory() as scratch:
         for group, running, limit in turns(chosen, arguments, ends, scratch):
             for stage in group:
@@ -81,7 +84,10 @@ def main(argv: list[str] | None = None) -> int:
                 for child, report in zip(running, pool.map(partial(finish, limit=limit), running), strict=True):
                     reports[child.stage.name] = report
                     print(f"--- {child.stage.name}: {_verdict(report)}\n", flush=True)
-    _write(arguments, reports, sys.argv if argv is None else ["benchmarks/gpu_check.py", *argv])
+            # After each group: whatever ends this, what is known stays. Facts once: the file changes the tree's state.
+            facts = facts or _facts(arguments, command)
+            paths = _write(arguments, reports, facts)
+    print("\n".join(f"wrote {path}" for path in paths))
     _print(chosen, reports)
     return int(any(report["status"] not in ("passed", "skipped") for report in reports.values()))
 
@@ -222,19 +228,24 @@ def result_name(environment: dict[str, Any]) -> str:
     return f"gpu_{slug}_{environment['commit']}.json"
 
 
-def _write(arguments: argparse.Namespace, reports: dict[str, Report], command: Sequence[str]) -> None:
+def _facts(arguments: argparse.Namespace, command: Sequence[str]) -> Report:
     # Imported after the stage `build` has put the module in place that is described here.
     from benchmarks import environment
 
-    facts = environment.facts(torch.device(arguments.device), command)
-    complete = arguments.device == "cuda" and not arguments.quick and not arguments.only
-    result = {"kind": "gpu", "complete": complete, "environment": facts, "stages": reports}
+    return environment.facts(torch.device(arguments.device), command)
+
+
+def _write(arguments: argparse.Namespace, reports: dict[str, Report], facts: Report) -> list[Path]:
+    """Write what there is so far; where."""
+    from benchmarks import environment
+
+    whole = arguments.device == "cuda" and not arguments.quick and set(reports) == set(stages())
     paths = [arguments.output or environment.RESULTS / result_name(facts)]
     if os.environ.get("OUT"):
         paths.append(Path(os.environ["OUT"], paths[0].name))
     for path in paths:
-        environment.write(path, result)
-        print(f"wrote {path}")
+        environment.write(path, {"kind": "gpu", "complete": whole, "environment": facts, "stages": reports})
+    return paths
 
 
 def _print(chosen: Sequence[Stage], reports: dict[str, Report]) -> None:

@@ -171,6 +171,22 @@ def test_report_is_written_with_what_every_stage_found(
     assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("large")
 
 
+def test_what_stages_found_is_kept_if_the_check_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt in the second stage: the first one's report is in the file."""
+    monkeypatch.delenv("OUT", raising=False)
+    path, finish = tmp_path / "gpu.json", gpu_check.finish
+
+    def interrupted(child: gpu_check.Child, limit: float) -> gpu_check.Report:
+        if child.stage.name == "large":
+            raise KeyboardInterrupt
+        return finish(child, limit)
+
+    monkeypatch.setattr(gpu_check, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.main(["--device", "cpu", "--quick", "--only", "build", "large", "--output", str(path)])
+    assert set(json.loads(path.read_text())["stages"]) == {"build"}
+
+
 @pytest.mark.parametrize(
     ("program", "status", "reason"),
     [

@@ -59,6 +59,12 @@ def isolated_rng(seed: int, device: torch.device | None = None) -> Iterator[None
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+def host_random_state() -> tuple[object, ...]:
+    """That of PyTorch's, Python's and NumPy's global generators: equal as long as nobody draws from them."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (a model may draw from it)
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), kind, np.asarray(keys).tobytes(), *rest
+
+
 @contextmanager
 def searched_kernels(device: torch.device, repeated: bool = True) -> Iterator[None]:
     """On a GPU: the convolutions that cuDNN finds fastest, for shapes that are ``repeated``.

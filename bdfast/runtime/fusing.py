@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from bdfast.runtime.hooks import has_hooks
 from bdfast.runtime.relu_gradient import Stride, every, relu_gradient
 
 _RELU_CALLS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
@@ -170,7 +171,7 @@ def skip_identities(graph: fx.GraphModule) -> None:
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
             continue
         module = graph.get_submodule(str(node.target))
-        if type(module) is nn.Identity and not _has_hooks(module):
+        if type(module) is nn.Identity and not has_hooks(module):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     graph.recompile()
@@ -243,17 +244,13 @@ def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and node.target in _RELU_CALLS
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
-
-
 def _lone_conv(graph: fx.GraphModule, node: Any, reader: fx.Node) -> nn.Conv2d | None:
     """The convolution that ``node`` calls, if ``reader`` alone reads it and nobody calls it a second time."""
     if not isinstance(node, fx.Node) or node.op != "call_module" or list(node.users) != [reader] or node.kwargs:
         return None
     module = graph.get_submodule(str(node.target))
     calls = sum(n.op == "call_module" and n.target == node.target for n in graph.graph.nodes)
-    if type(module) is not nn.Conv2d or calls > 1 or _has_hooks(module) or len(node.args) != 1:
+    if type(module) is not nn.Conv2d or calls > 1 or has_hooks(module) or len(node.args) != 1:
         return None
     plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return module if plain and not any(p.requires_grad for p in module.parameters()) else None

@@ -8,15 +8,15 @@ an H200 when it is replayed, and 9.4 ms when Python launches it.
 from __future__ import annotations
 
 import logging
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from bdfast.runtime.determinism import host_random_state
 
 Signature: TypeAlias = "tuple[tuple[torch.Size, torch.dtype, tuple[int, ...]], ...]"
 
@@ -154,7 +154,7 @@ class Replayed:
 def _watched(device: torch.device) -> Iterator[list[str]]:
     """What happens inside that a graph would not repeat."""
     obstacles: list[str] = []
-    drawn, mode = _host_random_state(), torch.cuda.get_sync_debug_mode()
+    drawn, mode = host_random_state(), torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught, torch.cuda.device(device):
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -169,11 +169,5 @@ def _watched(device: torch.device) -> Iterator[list[str]]:
             obstacles.append(f"a step waits for the device: {str(warning.message).splitlines()[0]}")
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if _host_random_state() != drawn:
+    if host_random_state() != drawn:
         obstacles.append("a step draws random numbers on the host")
-
-
-def _host_random_state() -> tuple[object, ...]:
-    """Of PyTorch's, Python's and NumPy's global generators."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (a model may draw from it)
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), kind, np.asarray(keys).tobytes(), *rest

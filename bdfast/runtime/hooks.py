@@ -14,6 +14,18 @@ _BACKWARD = ("_backward_pre_hooks", "_backward_hooks")
 _FORWARD = ("_forward_pre_hooks", "_forward_hooks")
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks of any kind hang on a module itself.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> handle = net.register_forward_hook(lambda *_: None)
+        >>> has_hooks(net), has_hooks(nn.Sequential(net))
+        (True, False)
+    """
+    return any(getattr(module, name) for name in (*_BACKWARD, *_FORWARD))
+
+
 class _Hooks(NamedTuple):
     """Hooks of one kind on one module."""
 

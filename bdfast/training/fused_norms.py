@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import logging
 import operator
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from bdfast.ops.batch_norm_relu import batch_norm_relu
 from bdfast.ops.precision import compute_dtype
+from bdfast.runtime.determinism import host_random_state
 from bdfast.runtime.fusing import is_relu
+from bdfast.runtime.hooks import has_hooks
 
 _LOG = logging.getLogger(__name__)
 _ENABLED = True  # for comparisons: what fuse() is given comes back where this is False
 _ON_CPU = False  # for tests: the op instead of the chain on CPU tensors, too
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _ADDITIONS = (operator.add, torch.add, "add")
 _ADDITIONS_IN_PLACE = (operator.iadd, "add_")
 _OPERATORS_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")
@@ -129,7 +128,7 @@ class _Tracer(fx.Tracer):
 
 def _traced(model: nn.Module) -> fx.GraphModule:
     """The graph of ``model``, which is the same in training and eval mode and nothing but a graph."""
-    if any(getattr(module, name) for module in model.modules() for name in _HOOKS):
+    if any(map(has_hooks, model.modules())):
         raise _NotTraceable("modules have hooks")
     root = nn.Sequential(model)  # whose one argument is the input: others of the model's keep their defaults
     with _as_before(root):
@@ -150,7 +149,7 @@ def _as_before(model: nn.Module) -> Iterator[None]:
     """Modes and attributes of all modules are put back; a forward that changed attributes, or drew, is no graph."""
     modes = [(module, module.training) for module in model.modules()]
     attributes = [(module, dict(vars(module))) for module in model.modules()]
-    drawn = _random_states()
+    drawn = host_random_state()
     try:
         yield
     finally:
@@ -162,17 +161,12 @@ def _as_before(model: nn.Module) -> Iterator[None]:
             vars(module).update(before)
     if changed:
         raise _NotTraceable(f"the forward of {type(changed[0]).__name__} changes its attributes")
-    if drawn != _random_states():
+    if drawn != host_random_state():
         raise _NotTraceable("the forward draws random numbers on the host")
 
 
 def _same_objects(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(a[name] is b[name] for name in a if name != "training")
-
-
-def _random_states() -> tuple[Any, ...]:
-    numpys: Any = np.random.get_state(legacy=True)  # noqa: NPY002  (that of others is looked at)
-    return random.getstate(), numpys[1].tobytes(), numpys[2], torch.get_rng_state().numpy().tobytes()
 
 
 # --- rewriting -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from bdfast.runtime.graphed import Replayed
+from bdfast.runtime.hooks import has_hooks
 from bdfast.runtime.outputs import logits_of
 from bdfast.runtime.precision import Precision, autocast
 from bdfast.training.options import can_fuse
@@ -22,9 +23,6 @@ Objective: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 Perturbed: TypeAlias = Callable[[], AbstractContextManager[object]]
 """A block in which the weights are elsewhere, such as :meth:`bdfast.optim.SAM.perturbed`."""
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
 
 Step: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
 """(x [B, C, H, W], y [B], factor of the objective) to the objective and the number of correct samples, ``[2]``."""
@@ -44,23 +42,49 @@ def training_step(
         perturbed: see :func:`bdfast.training.loop.fit`.
         precision: of forward and backward.
     """
+    take = partial(_take, where, work, objective, optimizer, perturbed, precision)
     if not _can_replay(work, optimizer):
-        return partial(_take, where, work, objective, optimizer, perturbed, precision, None)
-    rates = DeviceRates(optimizer, work.data.device)
-    take = partial(_take, where, work, objective, optimizer, perturbed, precision, rates)
-    replayed = Replayed(take, work.data.device)
+        return take
+    replayed = replayed_at_rates(take, optimizer, work.data.device)
 
     def step(x: Tensor, y: Tensor, factor: float) -> Tensor:
         assert factor == 1.0  # another one is for several ranks, whose steps are not captured
-        rates.follow()
         return replayed(x, y)
+
+    return step
+
+
+def replayed_at_rates(take: Callable[..., Tensor], optimizer: Optimizer, device: torch.device) -> Callable[..., Tensor]:
+    """``take``, a step of ``optimizer``, as :class:`Replayed` has it, at the learning rates that a schedule has set.
+
+    Example:
+        >>> w = torch.ones(1, requires_grad=True)
+        >>> optimizer = torch.optim.SGD([w], lr=0.5)
+        >>> def take(x):
+        ...     w.grad = x.clone()
+        ...     optimizer.step()
+        ...     return w.detach()
+        >>> replayed_at_rates(take, optimizer, torch.device("cpu"))(torch.ones(1))
+        tensor([0.5000])
+    """
+    rates = DeviceRates(optimizer, device)
+
+    def take_there(*inputs: Tensor) -> Tensor:
+        with rates.in_place():
+            return take(*inputs)
+
+    replayed = Replayed(take_there, device)
+
+    def step(*inputs: Tensor) -> Tensor:
+        rates.follow()
+        return replayed(*inputs)
 
     return step
 
 
 def _take(
     where: str, work: Workspace, objective: Objective, optimizer: Optimizer, perturbed: Perturbed | None,
-    precision: Precision, rates: DeviceRates | None, x: Tensor, y: Tensor, factor: float = 1.0,
+    precision: Precision, x: Tensor, y: Tensor, factor: float = 1.0,
 ) -> Tensor:  # fmt: skip
     def backward() -> tuple[Tensor, Tensor]:
         with autocast(work.data.device, precision):
@@ -76,8 +100,7 @@ def _take(
     if perturbed is not None:
         with perturbed():
             backward()
-    with nullcontext() if rates is None else rates.in_place():
-        optimizer.step()
+    optimizer.step()
     return torch.stack((loss, (logits.argmax(1) == y).sum().to(loss.dtype)))
 
 
@@ -126,6 +149,6 @@ class DeviceRates:
 def _can_replay(work: Workspace, optimizer: Optimizer) -> bool:
     """Whether a graph would do all that a step does: no other rank, no hook, and an optimizer that asks no host."""
     parameters: list[Any] = [p for group in optimizer.param_groups for p in group["params"]]
-    hooked = any(getattr(module, name) for module in work.forward.modules() for name in _HOOKS)
+    hooked = any(map(has_hooks, work.forward.modules()))
     hooked |= any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
     return work.data.device.type == "cuda" and work.ranks.size == 1 and not hooked and can_fuse(parameters)

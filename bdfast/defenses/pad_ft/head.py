@@ -23,11 +23,10 @@ from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.errors import message
 from bdfast.ops import sce_loss
 from bdfast.runtime.determinism import stream_seed
-from bdfast.runtime.graphed import Replayed
 from bdfast.runtime.progress import Record
 from bdfast.runtime.resident import ResidentData
 from bdfast.training.options import can_fuse
-from bdfast.training.step import DeviceRates
+from bdfast.training.step import replayed_at_rates
 
 Hidden = Callable[[Tensor], Tensor]
 """Images [B, C, H, W] to the input of the last layer [B, D], without gradients."""
@@ -104,19 +103,7 @@ def _head_step(layer: nn.Linear, optimizer: torch.optim.Optimizer, config: PadFT
 
     if device.type != "cuda" or not can_fuse(list(layer.parameters())):
         return take
-    rates = DeviceRates(optimizer, device)
-
-    def take_at_rates(*inputs: Tensor) -> Tensor:
-        with rates.in_place():
-            return take(*inputs)
-
-    replayed = Replayed(take_at_rates, device)
-
-    def step(*inputs: Tensor) -> Tensor:
-        rates.follow()
-        return replayed(*inputs)
-
-    return step
+    return replayed_at_rates(take, optimizer, device)
 
 
 def _tune_epoch(

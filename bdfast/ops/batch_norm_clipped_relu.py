@@ -204,16 +204,7 @@ def _parameter(name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
     """A statistic or weight ``[C]`` in the dtype that is computed in."""
     if value is None and name in ("weight", "bias"):
         return None
-    channels = x.shape[1]
-    if not isinstance(value, Tensor):
-        raise TypeError(message(NAME, name, f"a tensor [{channels}]", type(value).__name__, "pass a torch.Tensor"))
-    if not value.is_floating_point():
-        raise TypeError(message(NAME, name, "a floating-point tensor", str(value.dtype), "convert it with .float()"))
-    if value.shape != (channels,):
-        got = f"{list(value.shape)} with x {list(x.shape)}"
-        raise ValueError(message(NAME, name, f"shape [{channels}], one value a channel", got, "pass the layer's own"))
-    if value.device != x.device:
-        raise ValueError(message(NAME, name, f"the device of x, {x.device}", str(value.device), "move it there"))
+    value = ch.check_per_channel(NAME, name, value, x)
     if value.requires_grad and torch.is_grad_enabled():
         remedy = "freeze it with .requires_grad_(False), detach it, or use torch.no_grad()"
         raise ValueError(message(NAME, name, "a tensor that does not require grad", "one that does", remedy))

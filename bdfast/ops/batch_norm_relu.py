@@ -278,21 +278,8 @@ def _check_activations(x: Tensor, residual: Tensor | None) -> None:
 
 def _parameter(name: str, value: Tensor, x: Tensor) -> Tensor:
     """``value`` as the raw ops take it: ``[C]``, contiguous, of the dtype that is computed in."""
-    _check_parameter(name, value, x)
+    ch.check_per_channel(NAME, name, value, x)
     return in_precision_of(value, x).contiguous()
-
-
-def _check_parameter(name: str, value: Tensor, x: Tensor) -> None:
-    channels = x.shape[1]
-    if not isinstance(value, Tensor):
-        raise TypeError(message(NAME, name, f"a tensor [{channels}]", type(value).__name__, "pass a torch.Tensor"))
-    if not value.is_floating_point():
-        raise TypeError(message(NAME, name, "a floating-point tensor", str(value.dtype), "convert it with .float()"))
-    if value.shape != (channels,):
-        got = f"shape {list(value.shape)}"
-        raise ValueError(message(NAME, name, f"one value a channel, [{channels}]", got, "pass the batch norm's own"))
-    if value.device != x.device:
-        raise ValueError(message(NAME, name, f"the device of x, {x.device}", str(value.device), "move it there"))
 
 
 def _check_running(mean: Tensor | None, var: Tensor | None, x: Tensor) -> None:
@@ -303,7 +290,7 @@ def _check_running(mean: Tensor | None, var: Tensor | None, x: Tensor) -> None:
     for name, value in (("running_mean", mean), ("running_var", var)):
         if value is None:
             continue
-        _check_parameter(name, value, x)
+        ch.check_per_channel(NAME, name, value, x)
         if value.dtype != compute_dtype(x) or not value.is_contiguous() or value.requires_grad:
             expected = f"a contiguous buffer of {compute_dtype(x)}"
             got = f"{value.dtype}, strides {value.stride()}, requires_grad={value.requires_grad}"

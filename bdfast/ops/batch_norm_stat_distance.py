@@ -205,16 +205,7 @@ BACKWARD = Op(
 
 def _statistic(name: str, value: Tensor, x: Tensor) -> Tensor:
     """``value`` as the raw ops take it: ``[C]``, contiguous, of the dtype that is computed in."""
-    channels = x.shape[1]
-    if not isinstance(value, Tensor):
-        raise TypeError(message(NAME, name, f"a tensor [{channels}]", type(value).__name__, "pass a torch.Tensor"))
-    if not value.is_floating_point():
-        raise TypeError(message(NAME, name, "a floating-point tensor", str(value.dtype), "convert it with .float()"))
-    if value.shape != (channels,):
-        got = f"shape {list(value.shape)}"
-        raise ValueError(message(NAME, name, f"one value a channel, [{channels}]", got, "pass the batch norm's own"))
-    if value.device != x.device:
-        raise ValueError(message(NAME, name, f"the device of x, {x.device}", str(value.device), "move it there"))
+    ch.check_per_channel(NAME, name, value, x)
     if torch.is_grad_enabled() and value.requires_grad:
         raise ValueError(message(NAME, name, "no gradient to be asked for", "requires_grad=True", "detach it"))
     return in_precision_of(value, x).contiguous()

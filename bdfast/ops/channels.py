@@ -34,6 +34,21 @@ def check_activations(op: str, x: Tensor) -> None:
         )
 
 
+def check_per_channel(op: str, name: str, value: Tensor | None, x: Tensor) -> Tensor:
+    """``value``, a parameter or statistic of a batch norm over ``x``: floating point, ``[C]``, on its device."""
+    channels = x.shape[1]
+    if not isinstance(value, Tensor):
+        raise TypeError(message(op, name, f"a tensor [{channels}]", type(value).__name__, "pass a torch.Tensor"))
+    if not value.is_floating_point():
+        raise TypeError(message(op, name, "a floating-point tensor", str(value.dtype), "convert it with .float()"))
+    if value.shape != (channels,):
+        got = f"shape {list(value.shape)}"
+        raise ValueError(message(op, name, f"one value a channel, [{channels}]", got, "pass the batch norm's own"))
+    if value.device != x.device:
+        raise ValueError(message(op, name, f"the device of x, {x.device}", str(value.device), "move it there"))
+    return value
+
+
 def split_bound(op: str, bound: Tensor | float, x: Tensor) -> tuple[Tensor | None, float]:
     """``bound`` as what the raw ops take: a tensor ``[]`` or ``[C]`` of the dtype that is computed in, or a number."""
     if isinstance(bound, Tensor):

@@ -4,9 +4,9 @@
     python benchmarks/report.py            rewrites what stands between the markers of README.md and docs, and pictures
     python benchmarks/report.py --check    changes nothing; exit code 1 where a table or a picture is stale
 
-A table stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``. Names: demo, digits; cpu-ops and gpu-ops, one
-or two cases an op, and cpu-ops-full and gpu-ops-full; gpu-end-to-end; kernels, what they compile to; predictions;
-backdoorbench, the parts put into it.
+A table stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``. Names: demo; digits; cifar10, a defense
+a line; cpu-ops and gpu-ops; gpu-defenses, stages of the GPU check with rates of defended networks, and gpu-throughput,
+the other ones; score-advrbd; kernels, what they compile to; predictions; backdoorbench, the parts put into it.
 Each shows the newest result file of its kind, by date, a table of a stage of the GPU check the newest run that has
 something to show of it; the demo's is results/demo/demo.json, that of kernels tools/kernel_table.json.
 Pictures are those of benchmarks/pictures.py; one that has nothing to show is not there.
@@ -15,6 +15,7 @@ Pictures are those of benchmarks/pictures.py; one that has nothing to show is no
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -143,14 +144,6 @@ def fill(text: str, results: Results) -> str:
 
 
 def cpu_ops(results: Results) -> str:
-    """The telling cases, with glibc's default allocator."""
-    if "cpu" not in results:
-        return NOT_MEASURED
-    table = rows.table(telling(results["cpu"]["heaps"]["default"]))
-    return f"{markdown_table(without(table, 'dtype', 'GB/s'))}\n\n{origin(results['cpu'])}"
-
-
-def cpu_ops_full(results: Results) -> str:
     """Both heaps, each case in its first dtype."""
     if "cpu" not in results:
         return NOT_MEASURED
@@ -164,21 +157,12 @@ def cpu_ops_full(results: Results) -> str:
 
 
 def gpu_ops(results: Results) -> str:
-    """The telling cases."""
-    return _gpu_ops(results, telling, ("dtype", "wall us", "GB/s", "syncs"))
-
-
-def gpu_ops_full(results: Results) -> str:
     """Each case in its first dtype."""
-    return _gpu_ops(results, first_dtypes, ())
-
-
-def _gpu_ops(results: Results, choose: Callable[..., list[dict[str, Any]]], left: Sequence[str]) -> str:
     measured = results.get("gpu", {}).get("stages", {}).get("ops", {}).get("result")
     if not measured:
         return NOT_MEASURED
-    table = stages()["ops"].table({**measured, "records": choose(measured["records"])})
-    return f"{markdown_table(without(table, *left))}\n\n{origin(results['gpu']['stages']['ops']['run'])}"
+    table = stages()["ops"].table({**measured, "records": first_dtypes(measured["records"])})
+    return f"{markdown_table(table)}\n\n{origin(results['gpu']['stages']['ops']['run'])}"
 
 
 def predictions(results: Results) -> str:
@@ -209,17 +193,43 @@ def kernels(results: Results) -> str:
     return f"{kernel_table.markdown({'kernels': shown})}\n{versions}; `tools/{kernel_table.TABLE.name}`"
 
 
-def gpu_end_to_end(results: Results) -> str:
-    """A table a stage."""
+def gpu_defenses(results: Results) -> str:
+    """A table a stage that defends networks."""
+    return _gpu_stages(results, lambda table: AFTER in table[0])
+
+
+def gpu_throughput(results: Results) -> str:
+    """A table a stage that only times something."""
+    return _gpu_stages(results, lambda table: AFTER not in table[0])
+
+
+def _gpu_stages(results: Results, wanted: Callable[[Table], bool]) -> str:
+    """Tables with their titles; where they come from once after all those of one run."""
+    known, parts = stages(), []
+    for name, report in results.get("gpu", {}).get("stages", {}).items():
+        table = known[name].table(report["result"]) if name not in (*CHECKS, *LAST) else None
+        if table is not None and wanted(table):
+            text = f"*{known[name].title}*{_unfinished(report)}\n\n{markdown_table(table)}"
+            parts.append((text, origin(report["run"])))
+    runs = itertools.groupby(parts, key=lambda part: part[1])
+    return "\n\n".join("\n\n".join([*(text for text, _ in group), run]) for run, group in runs) or NOT_MEASURED
+
+
+def cifar10(results: Results) -> str:
+    """A line a defense of the GPU check; its victim's rates before, and its own."""
     measured = results.get("gpu", {}).get("stages", {})
-    known = stages()
-    shown = {name: report for name, report in measured.items() if name not in (*CHECKS, *LAST)}
-    parts = [
-        f"*{known[name].title}*{_unfinished(report)}\n\n{markdown_table(known[name].table(report['result']))}\n\n"
-        f"{origin(report['run'])}"
-        for name, report in shown.items()
-    ]
-    return "\n\n".join(parts) or NOT_MEASURED
+    lines: list[list[Cell]] = []
+    origins: list[str] = []
+    for stage, names in DEFENSES.items():
+        records = (measured.get(stage, {}).get("result") or {}).get("records", [])
+        for record in (r for r in records if r["defense"] in names):
+            before, after = (f"{record[when]['acc']:.1f} / {record[when]['asr']:.1f}" for when in ("before", "after"))
+            lines.append([names[record["defense"]], before, after, record["seconds"]])
+            origins.append(origin(measured[stage]["run"]))
+    if not lines:
+        return NOT_MEASURED
+    table = markdown_table((("defense", "ACC / ASR before", "after", "seconds"), lines))
+    return "\n\n".join([table, *dict.fromkeys(origins)])
 
 
 def _unfinished(report: dict[str, Any]) -> str:
@@ -298,18 +308,6 @@ def spread(values: Iterable[float]) -> str:
     return f"{mean:.1f} ({min(listed):.1f}-{max(listed):.1f})" if len(listed) > 1 else f"{mean:.1f}"
 
 
-def without(table: Table, *names: str) -> Table:
-    """A table without the columns of these names.
-
-    Example:
-        >>> without((("a", "b"), [(1, 2)]), "a")
-        (['b'], [[2]])
-    """
-    header, lines = table
-    kept = [place for place, name in enumerate(header) if name not in names]
-    return [header[place] for place in kept], [[line[place] for place in kept] for line in lines]
-
-
 def origin(result: dict[str, Any]) -> str:
     """Where a table comes from, in one line."""
     facts = result["environment"]
@@ -333,15 +331,21 @@ PREDICTED_BYTES_PER_SECOND = 0.85 * 4.8e12  # an H200's memory, and the share of
 LAUNCH_SECONDS = 2e-6  # of a kernel in a replayed graph
 FILES = ("README.md", "benchmarks/README.md", "benchmarks/NOTES.md")
 NOT_MEASURED = "*Not measured yet.*"
+AFTER = "ACC'"  # the column of a table with rates of defended networks
+DEFENSES = {  # stage of the GPU check -> a record's name there -> what the README calls it
+    "d3": {"d3": "D3", "ft": "fine-tuning"},
+    "pad_ft": {"paper": "PAD-FT, `paper`", "robust": "PAD-FT, `robust`"},
+    "gic": {"ft-sam, calibrated": "FT-SAM on GIC's images", "d3, calibrated": "D3 on GIC's images"},
+}
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "demo": demo,
-    "cpu-ops": cpu_ops,
-    "cpu-ops-full": cpu_ops_full,
-    "gpu-ops": gpu_ops,
-    "gpu-ops-full": gpu_ops_full,
-    "gpu-end-to-end": gpu_end_to_end,
     "digits": digits,
+    "cifar10": cifar10,
+    "cpu-ops": cpu_ops,
+    "gpu-ops": gpu_ops,
+    "gpu-defenses": gpu_defenses,
+    "gpu-throughput": gpu_throughput,
     "backdoorbench": backdoorbench,
     "kernels": kernels,
     "predictions": predictions,

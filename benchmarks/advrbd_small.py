@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "undefended": {},
     "undefended, clean data": {},
     "robust": {"preset": "robust"},
-    "robust, neighbours": {"preset": "robust", "content_seeding": "neighbors"},
+    "robust, with KL": {"preset": "robust", "content_with": "kl"},
     "paper": {"preset": "paper"},
     "oracle": {"preset": "robust", "rank": "oracle", "content_check": False, "recover": False},
     "confidence": {"preset": "paper", "rank": "confidence"},

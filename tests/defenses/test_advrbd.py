@@ -211,7 +211,7 @@ def test_samples_that_cannot_be_scored_are_counted_and_never_chosen() -> None:
         ({"min_per_class": -1}, ValueError, "`min_per_class`"),
         ({"content_networks": 1}, ValueError, "`content_networks` expected at least 2"),
         ({"content_seeds": 0.0}, ValueError, "`content_seeds`"),
-        ({"content_seeding": "none"}, ValueError, "`content_seeding` expected one of energy, neighbors"),
+        ({"content_seeding": "none"}, ValueError, "`content_seeding` expected one of both, energy, neighbors"),
         ({"vote": "all"}, ValueError, "`vote` expected one of last, majority"),
         ({"attack": "mse"}, ValueError, "`attack` expected one of kl, ce"),
         ({"precision": "fp16"}, ValueError, "`precision`"),

@@ -18,10 +18,10 @@ from bdfast.defenses.advrbd.content import (
     _alike,
     content_margins,
     dealt,
-    warn_where_content_is_weak,
+    tells_classes,
 )
 from bdfast.defenses.advrbd.identification import identify, misclassified_by
-from bdfast.defenses.advrbd.partition import both_high, partition, planned_rounds, random_scores, round_size
+from bdfast.defenses.advrbd.partition import partition, planned_rounds, random_scores, round_size, weighed
 from bdfast.defenses.advrbd.quality import auroc, split_quality
 
 NAN = float("nan")
@@ -84,12 +84,11 @@ def test_the_oracle_ranks_poison_below_everything() -> None:
     assert torch.equal(scores[~poisoned], random_scores(50, 3)[~poisoned])
 
 
-def test_both_ranks_have_to_be_high_and_nan_stays() -> None:
-    one, other = torch.tensor([1.0, 2.0, 3.0, NAN, 5.0, 4.0]), torch.tensor([3.0, 2.0, 1.0, 9.0, 8.0, 7.0])
-    ranks = both_high(one, other, torch.tensor([0, 0, 0, 0, 1, 1]))
-    assert ranks[[0, 2, 4, 5]].tolist() == [0.0, 0.0, 1.0, 0.0]
-    assert math.isclose(ranks[1].item(), 1 / 3, rel_tol=1e-6)  # second of four by the other score, half way by one
-    assert math.isnan(ranks[3].item())
+def test_ranks_in_a_class_are_weighed_and_nan_stays() -> None:
+    one, other = torch.tensor([1.0, 2.0, 3.0, NAN, 5.0, 4.0]), torch.tensor([4.0, 3.0, 2.0, 9.0, 8.0, 7.0])
+    ranks = weighed(one, other, torch.tensor([0, 0, 0, 0, 1, 1]), 0.75)
+    expected = torch.tensor([0.25 * 2 / 3, 0.75 / 2 + 0.25 / 3, 0.75, NAN, 1.0, 0.0])  # of four by the other score
+    torch.testing.assert_close(ranks, expected, equal_nan=True)
 
 
 # --- identification --------------------------------------------------------------------------------------------------
@@ -152,11 +151,13 @@ def test_samples_that_lie_in_another_class_get_a_margin_below_0() -> None:
 def test_seeds_by_their_neighbours_where_energy_misleads() -> None:
     view, labels, familiar = _view()
     misled = view._replace(logits=torch.where(familiar[:, None], -view.logits, view.logits))  # poison is what is new
-    by_energy = content_margins(misled, labels, [2], seeds=0.2, shrinkage=0.1)
+    by_energy = content_margins(misled, labels, [2], seeds=0.2, shrinkage=0.1, seeding="energy")
     by_neighbours = content_margins(misled, labels, [2], seeds=0.2, shrinkage=0.1, seeding="neighbors")
+    by_both = content_margins(misled, labels, [2], seeds=0.2, shrinkage=0.1)
     assert bool((by_energy[40:][familiar[40:]] > 0).any())
     assert bool((by_energy[40:][~familiar[40:]] < 0).all())
     assert torch.equal(by_neighbours[40:] < 0, familiar[40:])
+    assert torch.equal(by_both[40:] < 0, familiar[40:])
     alike = _alike(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.2]]), torch.tensor([0, 0, 0, 1]),
                    torch.tensor([0, 3]), torch.tensor([0, 1, 2, 3]), 2)  # fmt: skip
     assert alike.tolist() == [0.5, 0.0]  # of 0: its like and the other one; of 3: twice the other label
@@ -183,10 +184,10 @@ def test_samples_that_are_not_finite_have_no_margin_and_no_influence() -> None:
 
 def test_content_that_recognises_few_samples_is_announced() -> None:
     with pytest.warns(UserWarning, match="recognise 25 % of its samples"):
-        warn_where_content_is_weak(torch.tensor([1.0, -1.0, 0.0, NAN]))
+        assert not tells_classes(torch.tensor([1.0, -1.0, 0.0, NAN]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_where_content_is_weak(torch.tensor([1.0, -1.0, 2.0, NAN]))  # half of them
+        assert tells_classes(torch.tensor([1.0, -1.0, 2.0, NAN]))  # half of them
 
 
 @given(st.integers(2, 120), st.integers(2, 12))

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from bdfast.defenses.advrbd.config import AdvrBDConfig
-from bdfast.defenses.advrbd.content import dealt, warn_where_content_is_weak
+from bdfast.defenses.advrbd.content import dealt, tells_classes
 from bdfast.defenses.advrbd.identification import identify, misclassified_by, recovered
 from bdfast.defenses.advrbd.partition import partition, planned_rounds, round_size
 from bdfast.defenses.advrbd.quality import as_labelled, auroc, purity, split_quality
@@ -151,8 +151,7 @@ def advrbd(
         # 1. Warm-up on everything. [O] Networks that never saw a class say what belongs to it.
         run.train("warm_up", f, everything, epochs=config.warm_up_epochs, lr=config.warm_up_lr)
         content = run.content() if config.rank == "content" or config.content_check else None
-        if content is not None:
-            warn_where_content_is_weak(content)
+        checked = content if content is not None and tells_classes(content) and config.content_check else None
 
         in_dc = torch.zeros(samples, dtype=torch.bool)
         order, records, predictions, first = [], [], [], torch.empty(0)
@@ -172,7 +171,6 @@ def advrbd(
             records.append({**record, "dc": int(in_dc.sum()), **_prediction_truth(run, predictions[-1])})
 
         # 4. What the enhanced network (or most of the rounds' networks) no longer classifies as labelled is clean.
-        checked = content if config.content_check else None
         with run.watch("identify"):
             clean = identify(
                 misclassified_by(predictions, labels, config.vote), labels, in_dc, first,

@@ -98,18 +98,19 @@ def random_scores(
     return scores if is_poisoned is None else torch.where(is_poisoned, scores - 1, scores)
 
 
-def both_high(
+def weighed(
     one: Tensor,  # [N]
     other: Tensor,  # [N]
     labels: Tensor,  # [N]
+    weight: float,
 ) -> Tensor:
-    """The lower of a sample's two ranks in its class, 0 for the least score to 1 for the largest; NaN stays.
+    """Mean of a sample's two ranks in its class, 0 for the least score to 1 for the largest; NaN stays.
 
     Example:
-        >>> both_high(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.9, 0.1, 0.5]), torch.zeros(3)).tolist()
-        [0.0, 0.0, 0.5]
+        >>> weighed(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.9, 0.1, 0.5]), torch.zeros(3), 0.75).tolist()
+        [0.25, 0.375, 0.875]
     """
-    return torch.minimum(_ranks(one, labels), _ranks(other, labels))
+    return weight * _ranks(one, labels) + (1 - weight) * _ranks(other, labels)
 
 
 def _ranks(scores: Tensor, labels: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from bdfast.attacks.kl_scores import KLScoreConfig, kl_scores
 from bdfast.data import as_tensors, check_labels
 from bdfast.data.source import to_floats
 from bdfast.defenses.advrbd.config import AdvrBDConfig
-from bdfast.defenses.advrbd.content import ContentView, RandomErasing, content_margins, dealt
+from bdfast.defenses.advrbd.content import ContentView, RandomErasing, content_margins, dealt, recognised
 from bdfast.defenses.advrbd.enhancement import enhance, two_sides
-from bdfast.defenses.advrbd.partition import both_high, random_scores
+from bdfast.defenses.advrbd.partition import random_scores, weighed
 from bdfast.defenses.ground_truth import known_truth
 from bdfast.defenses.last_layer import LastLayer
 from bdfast.errors import message
@@ -130,15 +130,19 @@ class Run:
             return self.kl(model, number)
         if self.config.rank == "content":
             assert content is not None
-            if self._content_scores is None:
-                fragile = self.kl(model, 0)
-                self._content_scores = torch.where(content > 0, both_high(content, fragile, self.labels), torch.nan)
+            if self._content_scores is None:  # of the warm-up model: enhancement changes what a network is sure of
+                other = self.kl(model, 0) if self.config.content_with == "kl" else self.doubt(model)
+                self._content_scores = weighed(content, other, self.labels, recognised(content))
             return self._content_scores
         if self.config.rank == "confidence":
-            with self.watch("partition"):
-                return -self.logits(model).softmax(1).amax(1)
+            return self.doubt(model)
         truth = self.is_poisoned if self.config.rank == "oracle" else None
         return random_scores(len(self.labels), stream_seed(self.config.seed, f"advrbd: draw {number}"), truth)
+
+    def doubt(self, model: nn.Module) -> Tensor:
+        """How unsure the network is of each sample: minus the largest probability."""
+        with self.watch("partition"):
+            return -self.logits(model).softmax(1).amax(1)
 
     def content(self) -> Tensor:
         """Content margins of all samples, a network a group of classes; see :mod:`~bdfast.defenses.advrbd.content`."""

@@ -2,7 +2,7 @@
 //
 // Computes   loss = sum_{i < n_d} CE_i / n_d - mu sum_{i >= n_d} min(CE_i, tau) / n_a
 //            dz_ij = grad (p_ij - [j = y_i]) times 1 / n_d, or -mu / n_a [CE_i < tau]
-// A chunk    owns 64 rows of one part, and reduces them in order; chunks are summed in order.
+// A chunk    owns 64 rows of one part, and reduces them by halves; chunks are summed in order.
 // Moves      forward: reads N*C, and writes as much where it makes the gradient too; backward: reads and writes N*C.
 // Accumulates rows in float32 (a row is summed in vector lanes), losses over rows in float64.
 #include "bounded_ascent_cross_entropy.h"

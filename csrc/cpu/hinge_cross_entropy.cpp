@@ -1,7 +1,7 @@
 // hinge_cross_entropy on the CPU.
 //
 // Computes   loss_i = max(0, CE_i - margin), dz_ij = grad_i * [CE_i > margin] * (p_ij - [j = y_i])
-// A chunk    owns 64 rows, and reduces them in order; chunks are summed in order.
+// A chunk    owns 64 rows, and reduces them by halves; chunks are summed in order.
 // Moves      forward: reads N*C, and writes as much where it makes the gradient too; backward: reads and writes N*C
 //            (inactive rows are only written).
 // Accumulates rows in float32 (a row is summed in vector lanes), losses over rows in float64.

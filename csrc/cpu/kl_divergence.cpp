@@ -2,7 +2,7 @@
 //
 // Computes   KL_i = sum_j p (d - 1) + q, d = log p - log q: terms >= 0 of which the small ones come from a series
 //            dq_ij = grad_i (q - p), dp_ij = grad_i p (d - KL_i)
-// A chunk    owns 64 rows, and reduces them in order; chunks are summed in order.
+// A chunk    owns 64 rows, and reduces them by halves; chunks are summed in order.
 // Moves      forward: reads 2*N*C once (again from L1); backward: reads 2*N*C, writes N*C for each gradient wanted.
 // Accumulates rows in float32, in vector lanes, losses over rows in float64.
 #include "kl_divergence.h"
@@ -36,11 +36,6 @@ inline Pack kl_term(Pack p, Pack q, Pack d) {
   series = series * d + 0.5f;
   const Pack factor = where_less(square, 0.25f, square * series, finite);
   return p * factor + where_less(square, 0.25f, 0.0f, q - p);
-}
-
-template <class Value>
-inline Value log_ratio(Value sum_p, Value sum_q) {
-  return log_positive(sum_p) - log_positive(sum_q);
 }
 
 // exp(z - maximum) of kWidth classes of both rows and the differences of z - maximum, added to sums in lanes of their own.
@@ -82,7 +77,7 @@ float wide_row(const T* p, const T* q, const KlDivergenceArgs& a, float* scratch
     add_classes<kLanes>(tail_p + (j - whole), tail_q + (j - whole), max_p, max_q, terms_p + j, terms_q + j, below + j,
                         sums_p, sums_q);
   const float sum_p = sum_packs<kWide>(sums_p), sum_q = sum_packs<kWide>(sums_q);
-  const float ratio = log_ratio(sum_p, sum_q), share = sum_p / sum_q;
+  const float share = sum_p / sum_q, ratio = log_positive(share);
   for (int64_t j = 0; j < whole; j += kWide) {
     BDFAST_PACKS
     for (int64_t k = 0; k < kWide / kPack; ++k)
@@ -133,8 +128,8 @@ void narrow_rows(const T* p, const T* q, const KlDivergenceArgs& a, int64_t coun
   }
   BDFAST_PACKS
   for (int64_t k = 0; k < packs; ++k) {
-    ratio[k] = log_ratio(sum_p[k], sum_q[k]);
     share[k] = sum_p[k] / sum_q[k];
+    ratio[k] = log_positive(share[k]);
   }
   for (int64_t at = 0; at < a.classes * kGroup; at += kGroup) {
     BDFAST_PACKS
@@ -203,7 +198,7 @@ void load_scalars(const float* stats, int64_t count, RowScalars& rows) {
     rows.over_p[lane] = 1.0f / stats[1];
     rows.max_q[lane] = stats[2];
     rows.over_q[lane] = 1.0f / stats[3];
-    rows.ratio[lane] = log_ratio(stats[1], stats[3]);
+    rows.ratio[lane] = log_positive(stats[1] / stats[3]);
     rows.kl[lane] = stats[4];
   }
 }

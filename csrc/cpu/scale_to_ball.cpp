@@ -14,15 +14,22 @@ namespace {
 
 constexpr int64_t kLanes = 32;
 
+// The term of a value. Its magnitude is taken in float32, where it is a mask of bits for twice as many values at once.
+template <bool kOneNorm, class T>
+inline double term_of(T value) {
+  const float v = to_float(value);
+  return norm_term(kOneNorm ? std::fabs(v) : v, kOneNorm);
+}
+
 template <bool kOneNorm, class T>
 double sum_of_terms(const T* values, int64_t count) {
   double lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
 #pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += norm_term(to_float(values[i + lane]), kOneNorm);
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term_of<kOneNorm>(values[i + lane]);
   }
-  for (int64_t lane = 0; i < count; ++i, ++lane) lanes[lane] += norm_term(to_float(values[i]), kOneNorm);
+  for (int64_t lane = 0; i < count; ++i, ++lane) lanes[lane] += term_of<kOneNorm>(values[i]);
   double sum = 0.0;
   for (double lane : lanes) sum += lane;
   return sum;

@@ -2,7 +2,7 @@
 //
 // Computes   loss_i = alpha softplus(m_i) + beta |A| sigmoid(m_i), m_i = log sum_{j != y_i} exp(z_ij) - z_iy_i
 //            dz_ij  = grad_i (alpha + beta |A| p_iy) (p_ij - [j = y_i]), the label's as -sigmoid(m_i)
-// A chunk    owns 64 rows, and reduces them in order; chunks are summed in order.
+// A chunk    owns 64 rows, and reduces them by halves; chunks are summed in order.
 // Moves      forward: reads N*C; backward: reads and writes N*C.
 // Accumulates rows in float32, in vector lanes, losses over rows in float64.
 #include "sce_loss.h"

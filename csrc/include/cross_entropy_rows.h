@@ -121,8 +121,8 @@ float wide_cross_entropy(const T* row, const T* next, int64_t classes, int64_t t
   return ce;
 }
 
-// Sum over rows of `rule.loss`, in float64 and in order; the losses themselves go to `each` and the gradient for an
-// incoming gradient of 1 to `grad` where these are not null. `stats` [N, 2] = (maximum, sum of exp(z - maximum)).
+// Sum over rows of `rule.loss` in float64, or the losses themselves where `each` is not null; the gradient for an
+// incoming gradient of 1 goes to `grad` where that is not null. `stats` [N, 2] = (maximum, sum of exp(z - maximum)).
 template <class T, class Rule>
 double sum_cross_entropy(const LabelledRows& a, const Rule& rule, float* each, float* stats, T* grad) {
   const T* logits = static_cast<const T*>(a.logits);

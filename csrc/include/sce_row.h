@@ -29,6 +29,12 @@ inline float poison(float z) {
 
 #ifdef __AVX512F__
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // of GCC's own AVX-512 header: operands that are not used
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 // The labels of 16 rows; -1 for those of `count` that are not there.
 inline __m512i load_labels(const int64_t* target, int64_t count) {
   const __m512i none = _mm512_set1_epi64(-1);
@@ -83,6 +89,10 @@ void narrow_sce_rows(const T* rows, int64_t stride, int64_t classes, const int64
     store_first(label_out + g * kPack, count - g * kPack, label[g]);
   }
 }
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 #else
 

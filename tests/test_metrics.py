@@ -278,6 +278,12 @@ def test_predict_errors() -> None:
         (TypeError, "predict: `images` expected a tensor", (Table(3), images.long()), {}),
         (ValueError, r"predict: `images`.*got torch.float32 \[3, 4, 4\]", (Table(3), images[0]), {}),
         (ValueError, "predict: `batch_size` expected a positive integer, got 0", (Table(3), images), {"batch_size": 0}),
+        (
+            ValueError,
+            r"predict: `normalize: std` expected numbers above 0, got \(0.0,\)",
+            (Table(3), images),
+            {"normalize": (0.5, 0.0)},
+        ),
         (ValueError, r"`normalize`.*got lengths \[2, 3\]", (Table(3), images), {"normalize": ([0, 0], [1, 1, 1])}),
         (ValueError, r"`model` expected an output of logits \[2, K\].*\[2, 3, 4, 4\]", (nn.Identity(), images), {}),
         (ValueError, r"`model` expected an output of logits", (Table(0), images), {}),

@@ -51,7 +51,10 @@ def extras() -> dict[str, str | None]:
 
 
 def _version(name: str) -> str | None:
-    if importlib.util.find_spec(name) is None:
+    try:
+        if importlib.util.find_spec(name) is None:
+            return None
+    except (ImportError, ValueError):  # an import hook that refuses it, or a module without a spec
         return None
     try:
         return importlib.metadata.version(_DISTRIBUTIONS.get(name, name))

@@ -45,7 +45,9 @@ class DataSettings:
 class ModelSettings:
     """Which network, and where it runs."""
 
-    model: str | None = setting(None, "checkpoint: .safetensors, or a file of torch.save; code in it is never run")
+    model: str | None = setting(
+        None, "checkpoint: .safetensors, a file of torch.save, or a folder of results; code in it is never run"
+    )
     arch: str | None = setting(None, "architecture, if the checkpoint does not say, such as preact_resnet18")
     normalize: str = setting(
         "auto",
@@ -164,7 +166,9 @@ def load_model(where: str, settings: ModelSettings, splits: DataSplits, data: st
     """
     if settings.model is None:
         raise ValueError(message(where, "--model", "a checkpoint", "none", "pass --model FILE or --attack-dir DIR"))
-    checkpoint = load_state(settings.model)
+    path = Path(settings.model)
+    path = path / MODEL_FILE if (path / MODEL_FILE).is_file() else path  # a folder that a command has written
+    checkpoint = load_state(path)
     arch = settings.arch or checkpoint.metadata.get("model_name")
     if not isinstance(arch, str):
         got = f"none, and {settings.model} does not say"
@@ -183,7 +187,7 @@ def load_model(where: str, settings: ModelSettings, splits: DataSplits, data: st
     if bounds:  # a network that PAD-FT clipped
         sites = [name[len(CLIPS) : -len(BOUND)] for name in bounds]
         model = clip_activations(model, sites, example=torch.zeros(1, *images.shape[1:]))
-    load_into(model, checkpoint.state, settings.model)
+    load_into(model, checkpoint.state, str(path))
     model.to(choose_device(where, settings.device)).eval()
     metadata = {"model_name": arch, "num_classes": len(splits.class_names), "normalize": format_normalize(normalize)}
     return LoadedModel(model, arch, normalize, metadata)

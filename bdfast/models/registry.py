@@ -108,6 +108,13 @@ def build(
         if value is not None and value < 1:
             raise ValueError(message("build", argument, "a positive number", f"{value}", "count from 1"))
     scale = statistics("build", normalize)
+    if scale is not None:
+        own = _ARCHITECTURES.get(_ALIASES.get(name, name))
+        width = channels or (own.channels if own is not None else 3)
+        lengths = [len(part) for part in scale]
+        if any(length not in (1, width) for length in lengths):
+            expected = f"(mean, std) of 1 or {width} numbers each"
+            raise ValueError(message("build", "normalize", expected, f"lengths {lengths}", "one number a channel"))
     with _drawn_from(seed):
         model = _construct(name, num_classes, (size[0], size[1]), channels, options)
     if seed is not None:  # drawn on the CPU, where the numbers do not depend on the device

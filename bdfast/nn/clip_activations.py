@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -139,6 +140,8 @@ def clip_activations(
         raise TypeError(message(NAME, "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
     if any(_CLIPS in module.__dict__ for module in model.modules()):
         raise ValueError(message(NAME, "model", "one without clips", "a clipped one", "call .remove() on its clips"))
+    if not isinstance(bound, numbers.Real) or isinstance(bound, bool):
+        raise TypeError(message(NAME, "bound", "a number", type(bound).__name__, "set bounds a channel by .bounds"))
     if not bound >= 0.0:
         raise ValueError(message(NAME, "bound", "a number >= 0", str(bound), "an activation behind a ReLU is >= 0"))
     network = find(model)
@@ -180,7 +183,7 @@ def _choose(network: Network, sites: str | Sequence[str]) -> list[Site]:
             expected = "a model with stages of a ResNet, PreAct-ResNet, VGG or MobileNetV2, or at most three ReLUs"
             raise ValueError(message(NAME, "sites", expected, _listing(network), 'name the ReLUs or pass "all-relu"'))
         return found
-    if isinstance(sites, str) or not sites:
+    if isinstance(sites, str) or not isinstance(sites, Iterable) or not sites:
         expected = '"stage-relu", "all-relu" or a list of names'
         raise ValueError(message(NAME, "sites", expected, repr(sites), f"choose among {', '.join(available)}"))
     missing = [name for name in sites if name not in available]
@@ -291,7 +294,8 @@ def _nodes_after(node: fx.Node) -> Iterator[fx.Node]:
 
 def _is_batch_norm_for(node: fx.Node, relu: fx.Node, block: nn.Module) -> bool:
     """Whether a node is a batch norm whose output only this ReLU reads."""
-    if node.op != "call_module" or set(node.users) != {relu}:
+    clip = node.op == "call_module" and str(node.target).startswith(f"{_CLIPS}.")  # in place of a ReLU before this one
+    if node.op != "call_module" or clip or set(node.users) != {relu}:
         return False
     return type(block.get_submodule(str(node.target))) in _BATCH_NORMS
 

@@ -141,7 +141,7 @@ def statistics(where: str, normalize: object) -> Statistics | None:
 
     Raises:
         TypeError: it is no pair, or its parts are not numbers.
-        ValueError: a number is not finite.
+        ValueError: a number is not finite, or a standard deviation not above 0.
 
     Example:
         >>> statistics("example", (0.5, torch.tensor([0.25, 0.5])))
@@ -155,6 +155,8 @@ def statistics(where: str, normalize: object) -> Statistics | None:
     mean, std = (
         _channels(where, f"normalize: {name}", part) for name, part in zip(("mean", "std"), normalize, strict=True)
     )
+    if min(std) <= 0:
+        raise ValueError(message(where, "normalize: std", "numbers above 0", f"{tuple(std)}", "pass deviations"))
     return tuple(mean), tuple(std)
 
 

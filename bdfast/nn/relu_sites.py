@@ -10,7 +10,7 @@ import inspect
 import math
 import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,26 @@ def find(model: nn.Module) -> Network:
 class _BlockTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def create_arg(self, a: Any) -> Any:
+        """As torch's, and objects that a forward fills and returns, such as ``SimpleNamespace(logits=...)``."""
+        try:
+            return super().create_arg(a)
+        except NotImplementedError:
+            if not getattr(a, "__dict__", None) or isinstance(a, type):
+                raise
+            return self.create_node("call_function", _maker(type(a)), (self.create_arg(dict(vars(a))),), {})
+
+
+def _maker(kind: Any) -> Callable[[dict[str, Any]], Any]:
+    """What makes an object of ``kind`` from its attributes, as copying does: without its ``__init__``."""
+
+    def made(attributes: dict[str, Any]) -> Any:
+        fresh = kind.__new__(kind)
+        fresh.__dict__.update(attributes)
+        return fresh
+
+    return made
 
 
 def trace(block: nn.Module) -> fx.Graph | str:

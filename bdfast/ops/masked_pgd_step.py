@@ -15,6 +15,7 @@ Bytes moved a patch pixel and channel: 4 elements (reads x', x, g; writes x'). T
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 import torch
@@ -147,13 +148,22 @@ def _addresses(
     )  # fmt: skip
 
 
+@torch.no_grad()
+def _launch(kernel: Callable[..., None], x_adv: Tensor, x: Tensor, grad: Tensor, *options: Any) -> None:
+    """Kernels read memory at any stride, and would lose a lazy sign: that of the imaginary part of a conjugate."""
+    target, x, grad = x_adv.resolve_neg(), x.resolve_neg(), grad.resolve_neg()
+    kernel(*_addresses(target, x, grad, *options))
+    if x_adv.is_neg():
+        x_adv.copy_(target)
+
+
 def _cpp(*arguments: Any) -> None:
-    native().masked_pgd_step(*_addresses(*arguments))
+    _launch(native().masked_pgd_step, *arguments)
 
 
 def _cuda(x_adv: Tensor, *arguments: Any) -> None:
     with on_device_of(x_adv):
-        native().masked_pgd_step_cuda(*_addresses(x_adv, *arguments), stream_of(x_adv))
+        _launch(lambda *a: native().masked_pgd_step_cuda(*a, stream_of(x_adv)), x_adv, *arguments)
 
 
 def _fake(*_: Any) -> None:

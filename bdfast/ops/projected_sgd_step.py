@@ -323,9 +323,11 @@ def _check_memory(layers: list[Layer]) -> None:
 
 def _check_state(name: str, state: Tensor, weights: list[Tensor]) -> None:
     count = len(weights)
-    if not isinstance(state, Tensor) or state.shape != (count,):
-        got = str(list(state.shape)) if isinstance(state, Tensor) else type(state).__name__
-        raise ValueError(message(NAME, name, f"a tensor [{count}]", got, "pass one value a weight"))
+    if not isinstance(state, Tensor):
+        raise TypeError(message(NAME, name, f"a tensor [{count}]", type(state).__name__, "pass one value a weight"))
+    if state.shape != (count,):
+        expected = f"a tensor [{count}]"
+        raise ValueError(message(NAME, name, expected, str(list(state.shape)), "pass one value a weight"))
     if not weights:
         return
     if state.dtype is not torch.float32 and state.dtype is not weights[0].dtype:

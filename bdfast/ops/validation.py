@@ -31,6 +31,8 @@ def check_floating(op: str, tensor: Tensor, name: str, shape: str) -> None:
         raise TypeError(
             message(op, name, "float32, float16, bfloat16 or float64", str(tensor.dtype), "convert it with .float()")
         )
+    if tensor.layout is not torch.strided:
+        raise TypeError(message(op, name, "a dense tensor", str(tensor.layout), "convert it with .to_dense()"))
 
 
 def check_target(op: str, target: Tensor, rows: Tensor, rows_name: str = "logits", name: str = "target") -> None:

@@ -26,6 +26,7 @@ from torch.optim.sgd import sgd
 
 from bdfast.errors import message
 from bdfast.ops import projected_sgd_step_
+from bdfast.ops.validation import check_number
 
 NAME = "ProjectedSGD"
 HALF = (torch.float16, torch.bfloat16)
@@ -221,6 +222,7 @@ class ProjectedSGD(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume, bit for bit, from a :meth:`state_dict`."""
+        _check_own(state_dict)
         super().load_state_dict(state_dict)
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -286,6 +288,16 @@ def _check_norms(states: list[dict[str, Tensor]]) -> None:
             raise ValueError(message(NAME, f"params[{j}]", expected, f"{norm}", remedy))
 
 
+def _check_own(state_dict: dict[str, Any]) -> None:
+    """Another optimizer's state has no anchors: torch would take it over first and miss them later."""
+    for group in state_dict["param_groups"]:
+        if "projected" not in group or (
+            group["projected"] and any("anchor" not in state_dict["state"].get(id_, {}) for id_ in group["params"])
+        ):
+            expected, got = "that of a ProjectedSGD, with anchors", "that of another optimizer"
+            raise ValueError(message(NAME, "state_dict", expected, got, "start a new ProjectedSGD from the weights"))
+
+
 def _check_options(group: dict[str, Any]) -> None:
     lr, momentum, weight = group["lr"], group["momentum"], group["distance_weight"]
     if isinstance(lr, Tensor):
@@ -294,7 +306,11 @@ def _check_options(group: dict[str, Any]) -> None:
             expected = f"a number, or a 0-dim float32 tensor on {', '.join(map(str, devices))}"
             got = f"{lr.dtype} {list(lr.shape)} on {lr.device}"
             raise ValueError(message(NAME, "lr", expected, got, "use torch.tensor(0.01, device=...)"))
-    elif not 0.0 <= lr < math.inf:
+    else:
+        check_number(NAME, "lr", lr, "pass 0.01, say")
+    check_number(NAME, "momentum", momentum, "pass 0.9, say")
+    check_number(NAME, "distance_weight", weight, "pass D3's c")
+    if not isinstance(lr, Tensor) and not 0.0 <= lr < math.inf:
         raise ValueError(message(NAME, "lr", "a finite number >= 0", str(lr), "pass 0.01, say"))
     if not 0.0 <= momentum < 1.0:
         raise ValueError(message(NAME, "momentum", "a number in [0, 1)", str(momentum), "pass 0.9, say"))

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from bdfast.errors import message, optional_import
 from bdfast.files import atomic_write
 
-_WRAPPERS = ("model", "state_dict", "model_state_dict")  # where training scripts put the weights among other things
+WRAPPERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "net",
+)  # where training scripts put the weights among other things
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _ORDER = "bdfast.order"  # safetensors sorts its tensors; readers that match weights by position need their order
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -42,7 +47,8 @@ def load_state(
     """Read weights from ``.safetensors``, or else from a file of ``torch.save`` (zip or legacy).
 
     A torch file holds a state dict, or a dict with one under ``model`` (the form of BackdoorBench, beside
-    ``model_name`` and ``num_classes``), ``state_dict`` or ``model_state_dict``; the other entries become the metadata.
+    ``model_name`` and ``num_classes``), ``state_dict``, ``model_state_dict`` or ``net``; the other entries become the
+    metadata.
     The prefixes of DataParallel (``module.``) and torch.compile (``_orig_mod.``) are taken off where every name has
     them.
 
@@ -238,7 +244,7 @@ def _unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]
     """The weights and the rest of what a torch file held."""
     if not isinstance(content, Mapping):
         raise _refused(path, f"a {type(content).__name__}", "save a state dict")
-    wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
     state = content if wrapper is None else content[wrapper]
     metadata = {} if wrapper is None else {str(key): value for key, value in content.items() if key != wrapper}
     for key, value in state.items():
@@ -302,7 +308,7 @@ def _independent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Through JSON and back: what is written can be read without unpickling, from both kinds of files alike."""
-    if taken := sorted({*_WRAPPERS, _ORDER} & set(metadata)):
+    if taken := sorted({*WRAPPERS, _ORDER} & set(metadata)):
         remedy = "rename it: the weights go there"
         raise ValueError(message("save_state", "metadata", "names that are free", repr(taken[0]), remedy))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,19 @@ from tests.cli.conftest import Outcome
 
 Run = Callable[..., Outcome]
 NO_GPU = {"devices": [], "device_files": 0, "torch_cuda": None, "driver": None}
+
+
+def test_an_extra_that_may_not_be_imported_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = next(iter(environment.EXTRAS))
+
+    class Refusing:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == refused:
+                raise ImportError(f"no {name} here")
+
+    monkeypatch.delitem(sys.modules, refused, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
+    assert environment.extras()[refused] is None
 
 
 def test_json(bdfast: Run) -> None:

@@ -120,6 +120,17 @@ def test_convert_then_defend(record: Path, bdfast: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "converted" / "defense").exists()
 
 
+@pytest.mark.parametrize("wrapper", ["model", "net"])
+def test_convert_a_checkpoint_then_evaluate_its_folder(wrapper: str, bdfast: Run, tmp_path: Path) -> None:
+    model = models.build("digits_cnn", num_classes=10, image_size=8, seed=0)
+    content = {"model_name": "digits_cnn", wrapper: {f"module.{k}": v for k, v in model.state_dict().items()}}
+    torch.save(content, tmp_path / "x.pt")
+    assert bdfast("convert", tmp_path / "x.pt", tmp_path / "converted").code == 0
+    outcomes = [bdfast("evaluate", "--model", tmp_path / name, *BASE) for name in ("x.pt", "converted")]
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[1].err
+    assert outcomes[0].out == outcomes[1].out
+
+
 def test_doctor_shows_nothing_that_a_terminal_obeys(bdfast: Run, tmp_path: Path) -> None:
     torch.save({"model": {"\x1b[2Ja": torch.ones(1) / 0}, "note\x1b[2J": "\x1b]0;title\x07"}, tmp_path / "x.pt")
     outcome = bdfast("doctor", "--artefact", tmp_path / "x.pt")

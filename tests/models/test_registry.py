@@ -106,6 +106,13 @@ def test_dropout_reaches_the_head() -> None:
         ("resnet18", {"image_size": "32"}, TypeError, "build: `image_size` expected a whole number, got '32'"),
         ("resnet18", {"image_size": (32, 1.5)}, TypeError, "build: `image_size` expected a whole number, got 1.5"),
         ("resnet18", {"seed": "a"}, TypeError, "build: `seed` expected a whole number, got 'a'"),
+        (
+            "resnet18",
+            {"normalize": ((0.5, 0.5), (0.5, 0.5))},
+            ValueError,
+            r"build: `normalize` expected \(mean, std\) of 1 or 3 numbers each, got lengths \[2, 2\]",
+        ),
+        ("digits_cnn", {"normalize": (0.5, 0.0)}, ValueError, r"build: `normalize: std` expected numbers above 0, got"),
         ("resnet18", {"normalize": "cifar10"}, TypeError, r"build: `normalize` expected a pair \(mean, std\)"),
         (5, {}, TypeError, "build: `name` expected text, got 5; pass one of digits_cnn"),
     ],

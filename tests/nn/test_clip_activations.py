@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -274,6 +275,57 @@ def test_batch_norm_that_others_read_is_not_joined() -> None:
         assert torch.equal(clipped(images), model.bn(images))
 
 
+def test_relus_in_a_row() -> None:
+    """The second finds a clip where a layer was expected."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu6(F.relu(self.conv(x)) * 1.0).relu().relu()
+
+    model, images = Twice().eval(), torch.rand(2, 3, 4, 4)
+    expected = model(images)
+    with clip_activations(model, "all-relu") as clipped:
+        assert list(clipped.bounds) == ["relu:1", "relu:2", "relu:3", "relu:4"]
+        assert torch.equal(clipped(images), expected)
+    with clip_activations(model, ["relu:3", "relu:4"], bound=0.0) as clipped:
+        assert torch.equal(clipped(images), torch.zeros_like(expected))
+
+
+class Output:
+    def __init__(self, logits: Tensor, features: list[Tensor]) -> None:
+        self.logits = logits
+        self.features = features
+
+
+@pytest.mark.parametrize("kind", [lambda z, h: SimpleNamespace(logits=z, features=[h]), lambda z, h: Output(z, [h])])
+def test_a_forward_that_returns_an_object(kind: Any) -> None:
+    """Outputs with ``.logits`` that the same forward makes: torch.fx knows data classes and no other objects."""
+
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            h = F.relu(self.conv(x))
+            return kind(self.head(h.mean((2, 3))), h)
+
+    model, images = Labelled().eval(), torch.rand(2, 3, 4, 4)
+    expected = model(images)
+    with clip_activations(model) as clipped:
+        output = clipped(images)
+        assert type(output) is type(expected)
+        assert torch.equal(output.logits, expected.logits)
+        assert torch.equal(output.features[0], expected.features[0])
+    with clip_activations(model, bound=0.0) as clipped:
+        assert torch.equal(clipped(images).logits, model.head.bias.expand(2, 2))
+
+
 def test_training_mode_follows_the_model() -> None:
     """Dropout and batch norm of a rewritten block: each mode has a forward of its own."""
     model, images = FunctionalNet().eval(), torch.rand(4, 3, 8, 8)
@@ -432,6 +484,7 @@ def test_channels_that_only_a_run_tells() -> None:
                         r"relu1, relu2, relu3; correct the names"),
         ("relu1", {}, "`sites` expected .*\"all-relu\" or a list of names, got 'relu1'; choose among relu1, relu2"),
         ([], {}, r"`sites` expected .* got \[\]"),
+        (7, {}, r"`sites` expected .* got 7"),
         ("stage-relu", {"bound": -1.0}, "`bound` expected a number >= 0, got -1.0"),
         ("stage-relu", {"bound": math.nan}, "`bound` expected a number >= 0, got nan"),
     ],
@@ -440,6 +493,13 @@ def test_errors_of_arguments(sites: Any, options: dict[str, Any], text: str) -> 
     model, _ = build("digits_cnn")
     with pytest.raises(ValueError, match=text):
         clip_activations(model, sites, **options)
+
+
+@pytest.mark.parametrize("bound", ["1", None, True, torch.tensor(1.0)])
+def test_a_bound_that_is_no_number(bound: Any) -> None:
+    model, _ = build("digits_cnn")
+    with pytest.raises(TypeError, match="clip_activations: `bound` expected a number, got"):
+        clip_activations(model, bound=bound)
 
 
 def test_errors_of_the_model() -> None:

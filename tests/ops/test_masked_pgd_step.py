@@ -237,3 +237,17 @@ def test_errors_name_the_argument_and_change_nothing(change: dict[str, Any], err
     with pytest.raises(error, match="masked_pgd_step_: " + text):
         masked_pgd_step_(**arguments)
     assert torch.equal(X, before)
+
+
+@pytest.mark.parametrize("negated", [0, 1, 2])
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_lazy_negation_is_seen(negated: int, backend: str) -> None:
+    """The imaginary part of a conjugate is a view whose memory holds the values with the other sign."""
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(3, 2, 3, 4, 5, generator=generator)
+    lazy = list(parts.clone())
+    lazy[negated] = torch.complex(torch.zeros_like(parts[negated]), -parts[negated]).conj().imag
+    assert lazy[negated].is_neg()
+    options: Any = {"step_size": 0.1, "eps": 2.0, "lower": -1.0, "upper": 1.0, "backend": backend}
+    expected = masked_pgd_step_(*parts.clone(), None, None, **options)
+    assert torch.equal(masked_pgd_step_(*lazy, None, None, **options), expected)

@@ -203,6 +203,7 @@ def test_compiles_without_graph_break() -> None:
             r"`momentum_buffers\[0\]` expected torch.float32",
         ),
         ({"norms": torch.zeros(2)}, ValueError, r"`norms` expected a tensor \[1\], got \[2\]"),
+        ({"norms": [1.0]}, TypeError, r"`norms` expected a tensor \[1\], got list; pass one value a weight"),
         ({"norms": torch.zeros(1).int()}, TypeError, "`norms` expected float32"),
         ({"distances": torch.zeros(1, 1)}, ValueError, "`distances` expected a tensor"),
         ({"lr": -1.0}, ValueError, "`lr` expected a finite number >= 0, got -1.0"),

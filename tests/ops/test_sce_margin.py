@@ -146,6 +146,7 @@ def test_any_shape(rows: int, classes: int, scale: float, special: str, dtype: t
         ((LOGITS[0], TARGET), ValueError, r"sce_margin: `logits` expected shape \[N, C\]"),
         ((LOGITS[:, :0], TARGET), ValueError, "C >= 1"),
         ((LOGITS.int(), TARGET), TypeError, "`logits` expected float32"),
+        ((LOGITS.to_sparse(), TARGET), TypeError, r"`logits` expected a dense tensor, got torch.sparse_coo; convert"),
         ((LOGITS, TARGET.int()), TypeError, r"convert it with .long\(\)"),
         ((LOGITS, TARGET[:1]), ValueError, r"`target` expected one label a row of logits, \[2\], got \[1\]"),
     ],

@@ -296,6 +296,25 @@ def test_wrong_options(options: dict[str, float], text: str) -> None:
         ProjectedSGD([nn.Parameter(torch.ones(2))], **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["lr", "momentum", "distance_weight"])
+@pytest.mark.parametrize("value", ["0.1", None])
+def test_options_that_are_no_numbers(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"ProjectedSGD: `{name}` expected a number, got {type(value).__name__}; pass"):
+        ProjectedSGD([nn.Parameter(torch.ones(2))], **{name: value})  # type: ignore[arg-type]
+
+
+def test_state_of_another_optimizer_changes_nothing() -> None:
+    w = nn.Parameter(torch.tensor([3.0, 4.0]))
+    other, optimizer = torch.optim.SGD([w], lr=0.5, momentum=0.9), ProjectedSGD([w], lr=0.1)
+    w.grad = torch.tensor([0.1, -0.2])
+    other.step()
+    with pytest.raises(ValueError, match="`state_dict` expected that of a ProjectedSGD, with anchors, got that of ano"):
+        optimizer.load_state_dict(other.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    optimizer.step()
+    assert abs(w.detach().norm().item() - 5.0) < 1e-6
+
+
 def test_wrong_parameters() -> None:
     w = nn.Parameter(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"`anchors\[0\]` expected the shape of its parameter, got \[2\] for \[2, 3\]"):

@@ -50,7 +50,7 @@ class Declares:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "model_state_dict", "net"])
 def test_reads_the_forms_that_training_scripts_write(tmp_path: Path, legacy: bool, wrapper: str | None) -> None:
     rest = {"model_name": "preactresnet18", "num_classes": 10}
     content = STATE if wrapper is None else {**rest, wrapper: STATE}

@@ -20,7 +20,7 @@ from bdfast.integrations.backdoorbench.record import ATTACK_RESULT
 from bdfast.integrations.backdoorbench.sandbox import Artefact, Limits, RawImage, read_artefact
 from bdfast.integrations.backdoorbench.stored import KEYS, Fields, StoredRecord, parse_record, parse_state
 from bdfast.integrations.backdoorbench.weights import build_network, without_module
-from bdfast.runtime.checkpoints import save_state
+from bdfast.runtime.checkpoints import WRAPPERS, save_state
 
 WHERE = "convert"
 
@@ -81,9 +81,7 @@ def _with_own_names(fields: Fields, record: StoredRecord) -> tuple[StoredRecord,
 def _convert_weights(fields: Fields, value: Any, out: Path) -> list[str]:
     """A checkpoint: a state dict, or one under a usual name beside plain values."""
     content = fields.mapping(value, "the whole value")
-    wrapper = next(
-        (key for key in ("model", "state_dict", "model_state_dict") if isinstance(content.get(key), dict)), None
-    )
+    wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
     state = without_module(parse_state(fields, content if wrapper is None else content[wrapper]))
     others = {} if wrapper is None else {key: item for key, item in content.items() if key != wrapper}
     plain = {key: item for key, item in others.items() if isinstance(key, str) and _is_plain(item)}

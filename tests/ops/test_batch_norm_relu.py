@@ -13,7 +13,7 @@ from bdfast.backends.availability import runs_triton
 from bdfast.ops import batch_norm_relu
 
 _NO_TRITON = runs_triton(torch.empty(0))
-BACKENDS = ["reference", pytest.param("triton", marks=pytest.mark.skipif(bool(_NO_TRITON), reason=str(_NO_TRITON)))]
+BACKENDS = ["cpp", "reference", pytest.param("triton", marks=pytest.mark.skipif(bool(_NO_TRITON), reason=str(_NO_TRITON)))]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,6 +14,7 @@
 
 #include "channel_passes.h"
 #include "huge_pages.h"
+#include "streaming.h"
 
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
@@ -33,7 +34,9 @@ inline float affine(float d, float scale, float shift) {
 
 // The largest number that T rounds to 0: half of the smallest, which goes to the even one.
 template <class T>
-constexpr float kRoundsToZero = std::is_same_v<T, Float16> ? 0x1p-25f : std::is_same_v<T, BFloat16> ? 0x1p-134f : 0.0f;
+constexpr float kRoundsToZero = std::is_same_v<T, Float16>    ? 0x1p-25f
+                                : std::is_same_v<T, BFloat16> ? 0x1p-134f
+                                                              : 0.0f;
 
 template <class T, bool kResidual, bool kRelu>
 class Forward {
@@ -41,10 +44,14 @@ class Forward {
   static constexpr int kConstants = 3;  // pivot, scale, shift
 
   explicit Forward(const BatchNormReluForward& args)
-      : a_(args), x_(static_cast<const T*>(a_.x)), residual_(static_cast<const T*>(a_.residual)), y_(static_cast<T*>(a_.y)) {}
+      : a_(args),
+        x_(static_cast<const T*>(a_.x)),
+        residual_(static_cast<const T*>(a_.residual)),
+        y_(static_cast<T*>(a_.y)) {}
 
   const float* constants() const { return a_.saved; }
-  int64_t bytes() const { return sizeof(T); }
+  static constexpr int64_t bytes() { return sizeof(T); }
+  int64_t written() const { return a_.layout.numel * bytes(); }
 
   // The mean of a few values, spread over samples and places; 0 where one of them is infinite or NaN.
   void begin(int64_t c) {
@@ -83,17 +90,15 @@ class Forward {
   }
 
   template <class Constants>
-  void write(int64_t begin, int64_t count, const Constants& k, int64_t column) const {
+  void write(int64_t begin, int64_t count, const Constants& k, bool past) const {
     const T* x = x_ + begin;
     const T* residual = residual_ + (kResidual ? begin : 0);
-    T* y = y_ + begin;
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      float value = affine(to_float(x[i]) - k(kPivot, column + i), k(kScale, column + i), k(kShift, column + i));
+    store_run(y_ + begin, count, past, [=](int64_t i) {
+      float value = affine(to_float(x[i]) - k(kPivot, i), k(kScale, i), k(kShift, i));
       if (kResidual) value += to_float(residual[i]);
       if (kRelu) value = value <= 0.0f ? 0.0f : value;  // keeps NaN
-      store(y + i, value);
-    }
+      return value;
+    });
   }
 
  private:
@@ -126,7 +131,8 @@ class Backward {
   }
 
   const float* constants() const { return constants_.data(); }
-  int64_t bytes() const { return 2 * sizeof(T); }
+  static constexpr int64_t bytes() { return 2 * sizeof(T); }
+  int64_t written() const { return a_.layout.numel * static_cast<int64_t>(sizeof(T)); }
   void begin(int64_t) {}
 
   template <class Constants>
@@ -154,18 +160,16 @@ class Backward {
   }
 
   template <class Constants>
-  void write(int64_t begin, int64_t count, const Constants& k, int64_t column) const {
+  void write(int64_t begin, int64_t count, const Constants& k, bool past) const {
     const T* x = x_ + begin;
     const T* grad = (kMask == Mask::from_y ? masked_ : grad_) + begin;
-    T* grad_x = grad_x_ + begin;
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      const float d = to_float(x[i]) - k(kPivot, column + i);
+    store_run(grad_x_ + begin, count, past, [=](int64_t i) {
+      const float d = to_float(x[i]) - k(kPivot, i);
       float g = to_float(grad[i]);
-      if (kMask == Mask::from_x) g = where_positive(g, d, k, column + i);
+      if (kMask == Mask::from_x) g = where_positive(g, d, k, i);
       // The scale comes last: of one value a channel, g less its mean is 0 and stays 0.
-      store(grad_x + i, k(kScale, column + i) * (g + affine(d, k(kSlope, column + i), k(kOffset, column + i))));
-    }
+      return k(kScale, i) * (g + affine(d, k(kSlope, i), k(kOffset, i)));
+    });
   }
 
  private:

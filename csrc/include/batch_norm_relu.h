@@ -27,9 +27,9 @@ struct BatchNormReluForward {
   double momentum;
   double eps;
   bool relu;
-  void* y;      // [numel]
-  float* mean;  // [channels]
-  float* var;   // [channels], biased
+  void* y;       // [numel]
+  float* mean;   // [channels]
+  float* var;    // [channels], biased
   float* saved;  // [5, channels]: pivot, scale, shift, 1 / sqrt(var + eps), mean - pivot
 };
 

@@ -4,10 +4,11 @@
 //   kConstants                     how many floats a channel each pass is given
 //   constants()                    [kConstants, channels]; `begin` and `end` fill it in
 //   bytes()                        of the tensors that both passes read, an element
+//   written()                      bytes that the second pass writes
 //   begin(c)                       before the sums of channel c
 //   terms(element, k, column)      the two terms that an element adds; k(row, column) are the constants of its channel
 //   end(c, sums)                   between the passes
-//   write(element, count, k, column)   what the second pass writes for a run of elements
+//   write(element, count, k, past)     what the second pass writes for a run of elements, past the caches if asked to
 //
 // Planes, the values of one channel of one sample that are next to each other, are walked one after the other, and both
 // passes of a channel follow each other where its planes fit in a cache. Where planes are short or there are none
@@ -24,6 +25,7 @@
 #include "channel_layout.h"
 #include "isa.h"
 #include "parallel.h"
+#include "streaming.h"
 
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
@@ -50,11 +52,13 @@ struct OfColumns {
 
 // --- planes ----------------------------------------------------------------------------------------------------------
 
-constexpr int64_t kPlane = 128;       // shorter ones are columns: the end of a run costs as much as 64 elements
-constexpr int64_t kRun = 4096;        // elements whose sums are float32
-constexpr int64_t kSumLanes = 32;     // of a run
-constexpr int64_t kNear = 1 << 21;    // bytes that a thread finds again in its caches
-constexpr int64_t kStretch = 1 << 12;  // bytes next to each other that are worth going to
+constexpr int64_t kPlane = 128;     // shorter ones are columns: the end of a run costs as much as 64 elements
+constexpr int64_t kRun = 4096;      // elements whose sums are float32
+constexpr int64_t kSumLanes = 32;   // of a run
+constexpr int64_t kNear = 2 << 20;  // bytes that a thread finds again in its caches
+// Bytes in a row that are worth going to. Of 128 x 64 x 32 x 32 in float32, forward, four neighbouring channels at a
+// time took 0.74 of the time of one or two, though their planes leave L2.
+constexpr int64_t kStretch = 16 << 10;
 
 template <class Op, class Constants>
 Sums<double> sums_of_run(const Op& op, int64_t begin, int64_t count, const Constants& k) {
@@ -95,15 +99,12 @@ class PlanePasses {
         bytes_(layout.numel * op.bytes()) {}
 
   void run() {
-    const int64_t channel_bytes = bytes_ / channels_;
-    const int64_t stretch = std::max<int64_t>(1, kStretch / (inner_ * op_.bytes()));
-    const int64_t group = std::max<int64_t>(1, std::min(stretch, kNear / std::max<int64_t>(1, channel_bytes)));
-    if (channel_bytes <= kNear && channels_ / group >= 2 * most_threads())
-      parallel_chunks((channels_ + group - 1) / group, 2 * bytes_, [&](int64_t chunk) {
-        both_passes(chunk * group, std::min(channels_, (chunk + 1) * group));
-      });
-    else
-      one_after_the_other();
+    const int64_t threads = most_threads(), channel_bytes = bytes_ / channels_;
+    const int64_t most = std::min(kNear / std::max<int64_t>(1, channel_bytes), channels_ / (2 * threads));
+    const int64_t group = std::max<int64_t>(1, std::min(most, kStretch / (inner_ * op_.bytes())));
+    if (channel_bytes > kNear || channels_ < threads) return one_after_the_other();
+    parallel_chunks((channels_ + group - 1) / group, 2 * bytes_,
+                    [&](int64_t chunk) { both_passes(chunk * group, std::min(channels_, (chunk + 1) * group)); });
   }
 
  private:
@@ -118,8 +119,10 @@ class PlanePasses {
       for (int64_t c = first; c < last; ++c)
         for (int64_t run = 0; run < runs_; ++run) add(totals[c - first], sums(sample + c, run));
     for (int64_t c = first; c < last; ++c) op_.end(c, totals[c - first]);
+    const bool past = op_.written() >= kStreamedBytes;
     for (int64_t sample = planes_ - channels_; sample >= 0; sample -= channels_)
-      for (int64_t c = first; c < last; ++c) op_.write((sample + c) * inner_, inner_, constants(c), 0);
+      for (int64_t c = first; c < last; ++c) op_.write((sample + c) * inner_, inner_, constants(c), past);
+    if (past) end_streaming();
   }
 
   void one_after_the_other() {
@@ -136,7 +139,7 @@ class PlanePasses {
     parallel_chunks(units, 2 * bytes_, [&](int64_t reversed) {
       const int64_t unit = units - 1 - reversed;
       const int64_t plane = unit / runs_, run = unit % runs_;
-      op_.write(plane * inner_ + run * kRun, length(run), constants(plane % channels_), 0);
+      op_.write(plane * inner_ + run * kRun, length(run), constants(plane % channels_), false);
     });
   }
 
@@ -160,11 +163,11 @@ class ColumnPasses {
   ColumnPasses(const ChannelLayout& layout, Op& op)
       : op_(op),
         layout_(layout),
-        width_(layout.channels * layout.inner * std::max<int64_t>(1, kNarrow / (layout.channels * layout.inner))),
+        period_(layout.channels * layout.inner),
+        width_(period_ * std::max<int64_t>(1, kColumns / period_)),
         rows_((layout.numel + width_ - 1) / width_),
-        columns_of_chunk_(std::min(width_, kColumns)),
-        rows_of_chunk_(std::min(kRows, std::max(kRows / 16, kChunk / columns_of_chunk_))),
         chunks_across_((width_ + kColumns - 1) / kColumns),
+        rows_of_chunk_(std::max(kFewRows, std::min(kRows, rows_ * chunks_across_ / kChunks))),
         chunks_((rows_ + rows_of_chunk_ - 1) / rows_of_chunk_ * chunks_across_),
         bytes_(layout.numel * op.bytes()),
         table_(static_cast<size_t>(Op::kConstants * width_)) {}
@@ -172,7 +175,7 @@ class ColumnPasses {
   void run() {
     for (int64_t c = 0; c < layout_.channels; ++c) op_.begin(c);
     fill_table();
-    std::vector<double> partial(static_cast<size_t>(2 * width_ * (chunks_ / chunks_across_)));
+    std::vector<double> partial(static_cast<size_t>(2 * period_ * (chunks_ / chunks_across_)));
     parallel_chunks(chunks_, bytes_, [&](int64_t chunk) { add_chunk(chunk, partial.data()); });
     end_channels(partial);
     fill_table();
@@ -181,10 +184,10 @@ class ColumnPasses {
   }
 
  private:
-  static constexpr int64_t kNarrow = 128;    // columns, at least: narrower rows are joined
-  static constexpr int64_t kColumns = 1024;  // of a chunk, at most: their sums and constants stay in L1
-  static constexpr int64_t kRows = 512;      // of a chunk, at most: that many values of a column are added in float32
-  static constexpr int64_t kChunk = 32768;   // elements of a chunk, if that is not too many or too few rows
+  static constexpr int64_t kColumns = 1024;  // of a chunk: their sums stay in L1. Shorter rows are joined
+  static constexpr int64_t kRows = 64;       // of a chunk, as long as there are
+  static constexpr int64_t kChunks = 32;     // that many; fewer rows for more threads where there is little, but not
+  static constexpr int64_t kFewRows = 16;    // so few that the sums of chunks are worth counting
   static constexpr int64_t kAtOnce = 4;      // rows
 
   int64_t channel(int64_t column) const { return column / layout_.inner % layout_.channels; }
@@ -208,7 +211,7 @@ class ColumnPasses {
     const int64_t last = std::min(rows_, first + rows_of_chunk_);
     const int64_t whole = std::max(first, std::min(last, layout_.numel / width_));
     body(first, whole - first, column, columns);
-    if (whole < last) body(whole, 1, column, std::min(columns, layout_.numel % width_ - column));
+    if (whole < last) body(whole, 1, column, std::min(columns, layout_.numel % width_ - column));  // none if not > 0
   }
 
   void add_chunk(int64_t chunk, double* partial) const {
@@ -216,14 +219,16 @@ class ColumnPasses {
     blocks_of(chunk, [&](int64_t begin, int64_t rows, int64_t column, int64_t columns) {
       const OfColumns k = constants(column);
       int64_t row = begin;
-      for (; row + kAtOnce <= begin + rows; row += kAtOnce) add_rows<kAtOnce>(row * width_ + column, columns, k, first, second);
+      for (; row + kAtOnce <= begin + rows; row += kAtOnce)
+        add_rows<kAtOnce>(row * width_ + column, columns, k, first, second);
       for (; row < begin + rows; ++row) add_rows<1>(row * width_ + column, columns, k, first, second);
     });
     const int64_t column = chunk % chunks_across_ * kColumns;
-    double* to = partial + chunk / chunks_across_ * 2 * width_ + column;
-    for (int64_t i = 0; i < std::min(kColumns, width_ - column); ++i) {
-      to[i] = first[i];
-      to[width_ + i] = second[i];
+    double* to = partial + chunk / chunks_across_ * 2 * period_;
+    for (int64_t i = 0, at = column; i < std::min(kColumns, width_ - column); ++i, ++at) {
+      if (at == period_) at = 0;
+      to[at] += first[i];
+      to[period_ + at] += second[i];
     }
   }
 
@@ -245,13 +250,13 @@ class ColumnPasses {
   }
 
   void end_channels(const std::vector<double>& partial) {
-    std::vector<double> of_column(static_cast<size_t>(2 * width_));
+    std::vector<double> of_column(static_cast<size_t>(2 * period_));
     for (size_t begin = 0; begin < partial.size(); begin += of_column.size())
       for (size_t i = 0; i < of_column.size(); ++i) of_column[i] += partial[begin + i];
     std::vector<Sums<double>> totals(static_cast<size_t>(layout_.channels));
-    for (int64_t i = 0; i < width_; ++i) {
-      totals[channel(i)].first += of_column[i];
-      totals[channel(i)].second += of_column[width_ + i];
+    for (int64_t i = 0; i < period_; ++i) {
+      totals[i / layout_.inner].first += of_column[i];
+      totals[i / layout_.inner].second += of_column[period_ + i];
     }
     for (int64_t c = 0; c < layout_.channels; ++c) op_.end(c, totals[c]);
   }
@@ -259,13 +264,13 @@ class ColumnPasses {
   void write_chunk(int64_t chunk) const {
     blocks_of(chunk, [&](int64_t begin, int64_t rows, int64_t column, int64_t columns) {
       for (int64_t row = begin; row < begin + rows; ++row)
-        op_.write(row * width_ + column, columns, constants(column), 0);
+        op_.write(row * width_ + column, columns, constants(column), false);
     });
   }
 
   Op& op_;
   ChannelLayout layout_;
-  int64_t width_, rows_, columns_of_chunk_, rows_of_chunk_, chunks_across_, chunks_, bytes_;
+  int64_t period_, width_, rows_, chunks_across_, rows_of_chunk_, chunks_, bytes_;
   std::vector<float> table_;
 };
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "bindings/bind_batch_norm_clipped_relu.h"
+#include "bindings/bind_batch_norm_relu.h"
 #include "bindings/bind_batch_norm_stat_distance.h"
 #include "bindings/bind_bounded_ascent_cross_entropy.h"
 #include "bindings/bind_clipped_relu.h"
@@ -70,6 +71,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("has_openmp") = false;
 #endif
   bind_batch_norm_clipped_relu(m);
+  bind_batch_norm_relu(m);
   bind_batch_norm_stat_distance(m);
   bind_bounded_ascent_cross_entropy(m);
   bind_clipped_relu(m);

@@ -29,11 +29,11 @@ def training_forward(
     """``model`` as a training step calls it; its modules, their names and the state dict stay as they are.
 
     With several ranks all start from the weights and buffers of rank 0, and ``backward`` averages gradients. Batch
-    statistics are of a rank's own part. Alone on a GPU, and not compiled, batch norms take along what follows them,
-    where ``same`` finds that the network stays the same (:mod:`bdfast.training.fused_norms`).
+    statistics are of a rank's own part. Alone, and not compiled, batch norms take along what follows them, where
+    ``same`` finds that the network stays the same (:mod:`bdfast.training.fused_norms`).
     """
     forward: Any = model
-    if ranks.size == 1 and not compiled and next(model.parameters()).device.type == "cuda":
+    if ranks.size == 1 and not compiled:
         return fuse(model, same)
     if ranks.size > 1:
         device = next(model.parameters()).device

@@ -19,6 +19,15 @@ namespace BDFAST_ISA_NAMESPACE {
 // one core needs to stream as much from its own cache.
 constexpr int64_t kSerialBytes = 128 * 1024;
 
+// Threads that a loop may have.
+inline int64_t most_threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
 template <class Body>
 void parallel_chunks(int64_t chunks, int64_t bytes, const Body& body) {
 #ifdef _OPENMP

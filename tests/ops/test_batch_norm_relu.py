@@ -13,7 +13,8 @@ from bdfast.backends.availability import runs_triton
 from bdfast.ops import batch_norm_relu
 
 _NO_TRITON = runs_triton(torch.empty(0))
-BACKENDS = ["reference", pytest.param("triton", marks=pytest.mark.skipif(bool(_NO_TRITON), reason=str(_NO_TRITON)))]
+TRITON = pytest.param("triton", marks=pytest.mark.skipif(bool(_NO_TRITON), reason=str(_NO_TRITON)))
+BACKENDS = ["cpp", "reference", TRITON]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -114,6 +115,71 @@ def test_an_empty_batch(backend: str) -> None:
     y.sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
     assert weight.grad.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [(0, 1, 0, 0), (2, 1, 2, 6)], ids=["of-the-pivot", "elsewhere"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_not_finite_takes_its_channel_alone(
+    channels_last: bool, place: tuple[int, ...], special: float
+) -> None:
+    results = []
+    for backend in ("reference", "cpp"):
+        torch.manual_seed(0)
+        x, weight, bias, residual = (t.detach() for t in leaves())
+        x[place] = special
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        inputs = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
+        y, mean, var = batch_norm_relu(*inputs, backend=backend)
+        y.backward(torch.ones_like(y))
+        results.append([y, mean, var, *(t.grad for t in inputs)])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert results[1][0].isnan().sum() == x[:, 1].numel()
+
+
+# Planes: one run and a part of one, several runs, one channel; columns: joined rows, and more than a chunk is wide.
+SHAPES = [(5, 7, 31, 33), (3, 5, 90, 91), (2, 1, 150, 150), (700, 3, 2, 2), (70, 300, 2, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_neither_threads_nor_the_way_through_memory_change_a_bit(shape: tuple[int, ...], channels_last: bool) -> None:
+    """With more threads than channels the two passes of a channel no longer follow each other."""
+    x, weight, bias, residual = (t.detach() for t in leaves(shape=shape))
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x, residual = (t.contiguous(memory_format=order) for t in (x, residual))
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 8):
+            torch.set_num_threads(count)
+            inputs = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
+            y, mean, var = batch_norm_relu(*inputs, backend="cpp")
+            y.backward(residual)
+            found.append([y, mean, var, *(t.grad for t in inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    for one, *others in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for other in others)
+    torch.testing.assert_close(found[0][0], F.relu(F.batch_norm(x, None, None, weight, bias, True) + residual))
+
+
+@pytest.mark.parametrize("shape", [(16, 128, 64, 64), (3, 32, 301, 299)], ids=str)
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_outputs_that_go_past_the_caches(with_residual: bool, shape: tuple[int, ...]) -> None:
+    """Whole lines, and planes that begin anywhere in one."""
+    x, residual = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.rand(shape[1], requires_grad=True) for _ in range(2))
+    inputs = (x, weight, bias, residual) if with_residual else (x, weight, bias)
+    y = batch_norm_relu(*inputs, backend="cpp").y
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    normed = F.batch_norm(exact[0], None, None, exact[1], exact[2], True)
+    expected = F.relu(normed + exact[3] if with_residual else normed)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=5e-6)
+    grad = torch.where(y.detach() < 1e-5, 0.0, x.detach())  # no gradient where a rounding decides
+    found, wanted = torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, exact, grad.double())
+    for got, usual in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got.double(), usual, rtol=1e-5, atol=1e-6 * float(usual.abs().max()))
 
 
 def test_a_changed_running_statistic_is_news_to_autograd() -> None:

@@ -1,4 +1,4 @@
-"""Batch norms fused with what follows them: the same training, here on CPU tensors."""
+"""Batch norms fused with what follows them: the same training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import bdfast
-from bdfast.backends.availability import runs_triton
+from bdfast.backends.availability import runs_cpp, runs_triton
 from bdfast.nn.normalize import normalized
 from bdfast.optim import SAM
 from bdfast.training import TrainConfig, fused_norms, parallel, train_classifier
@@ -23,8 +23,8 @@ from bdfast.training.loop import set_training_mode
 
 
 @pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_norms, "_ON_CPU", True)
+def _reference_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_norms, "_REFERENCE_TOO", True)
 
 
 def chains(model: nn.Module) -> list[NormChain]:
@@ -160,12 +160,15 @@ def test_frozen_parameters_get_no_gradient() -> None:
     assert [grad is None for grad in grads] == [not p.requires_grad for p in model.parameters()]
 
 
-@pytest.mark.skipif(runs_triton(torch.empty(0)) is not None, reason="needs Triton")
-def test_the_kernels_train_alike() -> None:
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_the_kernels_train_alike(backend: str) -> None:
+    reason = {"cpp": runs_cpp, "triton": runs_triton}[backend](torch.empty(0))
+    if reason is not None:
+        pytest.skip(reason)
     model = Functions().train()
     twin, fused = copy.deepcopy(model), fuse(model)
     x = images("", 3)[:, :, :5, :7].contiguous(memory_format=torch.channels_last)
-    with bdfast.backend("triton"):
+    with bdfast.backend(backend):
         loss, grads = step(fused, model, x)
     expected, expected_grads = step(twin, twin, x)
     torch.testing.assert_close(loss, expected)
@@ -283,17 +286,18 @@ def test_what_would_change_meaning_is_left_out() -> None:
 
 
 def test_training_takes_the_fused_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the loop, as on a GPU; the trained model is the caller's own."""
+    """Through the loop; the trained model is the caller's own."""
     made: list[nn.Module] = []
 
     def forward(model: nn.Module, ranks: Any, compiled: bool, same: Any) -> nn.Module:
-        made.append(fuse(model, same))
+        made.append(parallel.training_forward(model, ranks, compiled, same))
         return made[-1]
 
     data = torch.rand(22, 3, 8, 8), torch.arange(22) % 10
     config = TrainConfig(epochs=2, batch_size=8, lr=0.05, augment="none")
     states = []
     for fused in (False, True):
+        monkeypatch.setattr(fused_norms, "_ENABLED", fused)
         if fused:
             monkeypatch.setattr("bdfast.training.workspace.training_forward", forward)
         torch.manual_seed(0)
@@ -303,6 +307,20 @@ def test_training_takes_the_fused_forward(monkeypatch: pytest.MonkeyPatch) -> No
     assert_alike(list(states[1].values()), list(states[0].values()), 5e-3)
 
 
-def test_on_a_cpu_nothing_is_fused() -> None:
+def test_on_a_cpu_too_but_not_in_several_processes_or_compiled() -> None:
     model = torchvision_like()
-    assert parallel.training_forward(model, bdfast.runtime.ranks.ALONE, False) is model
+    assert len(chains(parallel.training_forward(model, bdfast.runtime.ranks.ALONE, False))) == 6
+    assert not chains(parallel.training_forward(model, bdfast.runtime.ranks.ALONE, True))
+
+
+def test_where_the_op_has_no_kernel_the_chain_runs_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_norms, "_REFERENCE_TOO", False)
+    monkeypatch.setattr(fused_norms, "batch_norm_relu", lambda *_, **__: pytest.fail("called"))
+    model = torchvision_like().train()
+    twin, fused = copy.deepcopy(model), fuse(model)
+    x = images("", 5)
+    with bdfast.backend("reference"):
+        loss, grads = step(fused, model, x)
+    expected, expected_grads = step(twin, twin, x)
+    torch.testing.assert_close(loss, expected)
+    assert_alike(grads, expected_grads)

@@ -45,8 +45,13 @@ ISA_FLAGS: Mapping[str, tuple[str, ...]] = {
 
 def host_compiler(environ: Mapping[str, str] = os.environ) -> list[str]:
     """The C++ compiler as a command: ``$CXX``, else the first of c++, g++ and clang++ on PATH."""
-    if environ.get("CXX"):
-        return environ["CXX"].split()
+    if command := environ.get("CXX", "").split():
+        if shutil.which(command[0], path=environ.get("PATH")) is None:
+            raise BuildError(
+                f"setup.py: `CXX` expected a C++17 compiler, got {command[0]}, which is not there; "
+                f"install it, set CXX to another, or unset CXX to take c++, g++ or clang++"
+            )
+        return command
     for name in ("c++", "g++", "clang++"):
         if found := shutil.which(name, path=environ.get("PATH")):
             return [found]

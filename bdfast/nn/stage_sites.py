@@ -20,7 +20,8 @@ def stage_sites(network: Network) -> list[Site]:
     ResNet (``layer1``, ``layer2``...)  the first ReLU, the last of ``layer1``, the last of ``layer2``
     PreAct-ResNet (no ReLU on a stem)   the first ReLU of ``layer1``, of ``layer2`` and of ``layer3``: those that
                                         read stem, stage 1 and stage 2
-    VGG (max pools in ``features``)     the first ReLU, the last before the first pool, the last before the second
+    VGG (max pools in ``features``)     the first ReLU, the last before the first pool (VGG11 has one ReLU there, and
+                                        so two sites in all), the last before the second
     MobileNetV2 (blocks in              the first ReLU, and those that read stage 1 and stage 2 (blocks of one
     ``features``)                       width); the blocks themselves end without one
     at most three ReLUs in all          each
@@ -62,7 +63,7 @@ def _vgg(network: Network, module: nn.Module, prefix: str, sites: list[Site]) ->
         runs[-1] += [s for s in sites if s.name == f"{prefix}features.{name}"]
     if len(runs) <= 2 or not runs[0] or not runs[1]:
         return None
-    return [runs[0][0], runs[0][-1], runs[1][-1]]
+    return list(dict.fromkeys([runs[0][0], runs[0][-1], runs[1][-1]]))
 
 
 def _mobilenet(network: Network, module: nn.Module, prefix: str, sites: list[Site]) -> list[Site] | None:

@@ -118,7 +118,7 @@ class SAM(Optimizer):
             sizes = torch._foreach_abs(params)
             steps = torch._foreach_mul(grads, sizes)
         else:
-            steps = torch._foreach_clone(grads)
+            steps = torch._foreach_mul(grads, 1.0)  # a copy: torch 2.10 has no _foreach_clone
         device = params[0].device
         norms = torch.stack([norm.to(device, torch.float64) for norm in torch._foreach_norm(steps)])
         scale = self.rho / (torch.linalg.vector_norm(norms) + TINY)

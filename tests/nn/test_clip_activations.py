@@ -89,6 +89,21 @@ def test_stages_of_the_networks(name: str) -> None:
         assert {site: len(bound) for site, bound in clipped.bounds.items()} == STAGES[name]
 
 
+def test_a_vgg_with_one_relu_before_its_first_pool_has_two_sites() -> None:
+    """As VGG11 and AlexNet have."""
+    model = nn.Sequential()
+    model.features = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True)),
+    )
+    images = torch.rand(2, 3, 8, 8)
+    expected = model.eval()(images)
+    with clip_activations(model) as clipped:
+        assert {site: len(bound) for site, bound in clipped.bounds.items()} == {"features.2": 4, "features.5": 6}
+        torch.testing.assert_close(clipped(images), expected)
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_infinite_bounds_change_nothing(name: str) -> None:
     model, images = build(name)

@@ -39,6 +39,11 @@ def test_perturbation_by_hand() -> None:
         assert w.tolist() == [3.0, -4.0]
 
 
+def test_the_oldest_torch_has_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "_foreach_clone", raising=False)  # torch 2.10 lacks it
+    test_perturbation_by_hand()
+
+
 def test_norm_is_over_all_parameters() -> None:
     a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizer = SAM([{"params": [a]}, {"params": [b]}], rho=5.0, lr=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,3 +97,22 @@ def test_without_a_table_there_is_nothing_to_compare(
     monkeypatch.setattr(kernel_table, "TABLE", tmp_path / "kernel_table.json")
     assert kernel_table.main([]) == 0
     assert capsys.readouterr().out.startswith("no kernel_table.json yet: nothing to compare with")
+
+
+@pytest.mark.parametrize(("triton", "code"), [("3.6.0", 1), ("3.8.0", 0)])
+def test_other_compilers_are_named_and_fail_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], triton: str, code: int
+) -> None:
+    table = tmp_path / "kernel_table.json"
+    made_with = {"nvcc": "13.0", "triton": "3.6.0"}
+    table.write_text(json.dumps({"versions": made_with, "kernels": {"k": {"90": KERNEL.record()}}}))
+    monkeypatch.setattr(kernel_table, "TABLE", table)
+    monkeypatch.setattr(disassembly, "find_cuobjdump", lambda: "cuobjdump")
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(kernel_table, "versions", lambda nvcc: {**made_with, "triton": triton})
+    monkeypatch.setattr(kernel_table, "compile_all", lambda *_: {"k": {"90": replace(KERNEL, stack=8)}})
+    assert kernel_table.main([]) == code
+    printed = capsys.readouterr().out
+    assert printed.startswith("k (sm_90): 0 bytes of stack expected, got 8")
+    note = "was made with nvcc 13.0, triton 3.6.0, and this run with nvcc 13.0, triton 3.8.0"
+    assert (note in printed) == (code == 0)

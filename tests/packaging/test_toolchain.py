@@ -146,7 +146,12 @@ def test_an_nvcc_too_old_for_any_default_architecture_is_refused() -> None:
 
 
 def test_the_host_compiler_is_that_of_cxx(tmp_path: Path) -> None:
-    assert toolchain.host_compiler({"CXX": "ccache g++ -m64"}) == ["ccache", "g++", "-m64"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ccache").touch(mode=0o755)
+    on_path = {"PATH": str(tmp_path / "bin")}
+    assert toolchain.host_compiler({"CXX": "ccache g++ -m64", **on_path}) == ["ccache", "g++", "-m64"]
+    with pytest.raises(toolchain.BuildError, match=r"`CXX` expected a C\+\+17 compiler, got clang\+\+, which is not"):
+        toolchain.host_compiler({"CXX": "clang++", **on_path})
     with pytest.raises(
         toolchain.BuildError, match=r"`CXX` expected a C\+\+17 compiler, got none on PATH; install g\+\+"
     ):

@@ -2,6 +2,10 @@
 //
 // Python (bdfast/ops) owns schemas, checks and allocation; what arrives here is already validated. Each op's part is in
 // bindings/bind_<op>.h. They are headers of this one file, since pybind11's own take seconds to compile every time.
+#ifdef BDFAST_X86_ISAS
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -29,13 +33,20 @@ namespace bdfast {
 
 const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
 
+#ifdef BDFAST_X86_ISAS
+static bool has_f16c() {  // asked of the processor: "f16c" is an error to __builtin_cpu_supports of clang 14
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 static Isa detect_isa() {
 #ifdef BDFAST_X86_ISAS
   const char* cap = std::getenv("BDFAST_ISA_MAX");
   const bool only_baseline = cap != nullptr && std::strcmp(cap, "baseline") == 0;
   const bool at_most_avx2 = cap != nullptr && std::strcmp(cap, "avx2") == 0;
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (only_baseline || !avx2) return Isa::baseline;

@@ -17,13 +17,13 @@ The preset ``paper`` is that. Everything hangs on D_c: with a few poisoned sampl
 well, step 4 takes the poison for clean, and g has the backdoor again; and s, which is to keep them out, ranks the
 poison of WaNet and TaCT above clean samples of the target class on scikit-learn's digits. The preset ``robust`` asks
 networks that never saw a class whether its samples belong to it (:mod:`bdfast.defenses.advrbd.content`), in step 2
-together with s, in step 4 as a second opinion; in step 4 the networks of all rounds vote; and step 5 is done twice, the
-second time with the suspects that the first clean model classifies as labelled. What it reaches on digits is in
-benchmarks/results/advrbd_digits.md. On 4,000 images of CIFAR-10, of whose test set the network classifies half right
-(benchmarks/results/advrbd_cifar10_subset.md), networks that never saw a class recognise 30 % of its samples: under
-BadNets, ASR falls from 96 to 10 % and accuracy from 53 to 39 %. A truly clean D_c there leaves 50 % and an ASR of 6.5 %
-(6 % without poison): it is the partition that limits. A warning says where content is so weak. At larger scale nothing
-has been measured.
+together with how sure f is of its prediction, which ranks better than s, in step 4 as a second opinion; in step 4 the
+networks of all rounds vote; and step 5 is done twice, the second time with the suspects that the first clean model
+classifies as labelled. What it reaches on digits is in benchmarks/results/advrbd_digits.md. On 4,000 images of
+CIFAR-10, of whose test set the network classifies half right (benchmarks/results/advrbd_cifar10_subset.md), networks
+that never saw a class recognise under 40 % of its samples; content then weighs less than confidence, rejects nothing,
+and a warning says so: under BadNets, ASR falls from 96 to 8 % and accuracy from 53 to 47 %. A truly clean D_c there
+leaves 50 % and an ASR of 6.5 % (6 % without poison). At larger scale nothing has been measured.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def train_classifier(
     Example:
         >>> import bdfast
         >>> data, _, _ = bdfast.data.load("digits", limit=(200, 1))
-        >>> model = bdfast.models.build("digits_cnn", num_classes=10, image_size=8, channels=1)
+        >>> model = bdfast.models.build("digits_cnn", num_classes=10, image_size=8, channels=1, seed=0)
         >>> result = train_classifier(model, data, TrainConfig.for_digits(epochs=2))
         >>> result.history[1]["accuracy"] > result.history[0]["accuracy"]
         True

@@ -155,7 +155,7 @@ class Draw:
         >>> data = ResidentData(torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64))
         >>> draw = Draw(data, PadFTConfig(flip=True, brightness=0, contrast=0), 0)
         >>> x, index = data.images, torch.arange(4)
-        >>> [bool(torch.equal(a, b)) or bool(torch.equal(a, b.flip(-1))) for a, b in zip(draw(x, index), x)]
+        >>> [torch.allclose(a, b) or torch.allclose(a, b.flip(-1)) for a, b in zip(draw(x, index), x)]
         [True, True, True, True]
     """
 

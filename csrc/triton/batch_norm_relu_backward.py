@@ -102,22 +102,21 @@ def batch_norm_relu_grad_stats_kernel(
     channels,
     parts,
 ):
-    # Computes the gradients of weight and bias, and slope and offset of dx = scale * g + slope * (x - pivot) + offset.
+    # Computes the gradients of weight and bias, and slope and offset of dx = scale (g + slope (x - pivot) + offset).
     # A program owns one channel.
     # Reads 16 bytes a part; writes a few numbers.
     # Accumulates in float64, in an order that does not depend on anything.
     c = tl.program_id(0).to(tl.int64)
     b_sum = sum_of_parts(p_partials + c * parts, parts)
     b_product = sum_of_parts(p_partials + (channels + c) * parts, parts)
-    b_scale = tl.load(p_saved + channels + c).to(tl.float64)
     b_inverse = tl.load(p_saved + 3 * channels + c).to(tl.float64)
     b_delta = tl.load(p_saved + 4 * channels + c).to(tl.float64)
     b_weight = b_inverse * (b_product - b_delta * b_sum)
-    b_slope = -b_scale * b_inverse * b_weight / per_channel
+    b_slope = -b_inverse * b_weight / per_channel
     tl.store(p_grad_weight + c, b_weight.to(tl.float32))
     tl.store(p_grad_bias + c, b_sum.to(tl.float32))
     tl.store(p_slopes + c, b_slope.to(tl.float32))
-    tl.store(p_slopes + channels + c, (-b_scale * b_sum / per_channel - b_slope * b_delta).to(tl.float32))
+    tl.store(p_slopes + channels + c, (-b_sum / per_channel - b_slope * b_delta).to(tl.float32))
 
 
 @triton.jit
@@ -137,7 +136,7 @@ def batch_norm_relu_grad_apply_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
-    # Computes dx = scale * g + slope * (x - pivot) + offset.
+    # Computes dx = scale (g + slope (x - pivot) + offset); scaled last, so that a sum of 0 stays one.
     # A program owns every `parts`-th tile of BLOCK_S samples and BLOCK_I elements of BLOCK_C channels, from the end.
     # Reads a gradient and x; writes dx.
     # Accumulates nothing; arithmetic in float32.
@@ -151,7 +150,7 @@ def batch_norm_relu_grad_apply_kernel(
         b_grad = tl.load(p_grad + o_x, mask=m_x, other=0.0).to(tl.float32)
         b_d = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32) - b_pivot
         b_grad = _masked(b_grad, b_d, b_d, b_scale, b_shift, p_x.dtype.element_ty, MASK)
-        b_dx = tl.fma(b_grad, b_scale, tl.fma(b_d, b_slope, b_offset))
+        b_dx = b_scale * (b_grad + tl.fma(b_d, b_slope, b_offset))
         tl.store(p_grad_x + o_x, b_dx.to(p_grad_x.dtype.element_ty), mask=m_x)
         tile -= parts
 

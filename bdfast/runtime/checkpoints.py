@@ -22,12 +22,7 @@ from torch import Tensor, nn
 from bdfast.errors import message, optional_import
 from bdfast.files import atomic_write
 
-WRAPPERS = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "net",
-)  # where training scripts put the weights among other things
+WRAPPERS = ("model", "state_dict", "model_state_dict", "net")  # where training scripts put weights among other things
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _ORDER = "bdfast.order"  # safetensors sorts its tensors; readers that match weights by position need their order
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -48,9 +43,8 @@ def load_state(
 
     A torch file holds a state dict, or a dict with one under ``model`` (the form of BackdoorBench, beside
     ``model_name`` and ``num_classes``), ``state_dict``, ``model_state_dict`` or ``net``; the other entries become the
-    metadata.
-    The prefixes of DataParallel (``module.``) and torch.compile (``_orig_mod.``) are taken off where every name has
-    them.
+    metadata. The prefixes of DataParallel (``module.``) and torch.compile (``_orig_mod.``) are taken off where every
+    name has them.
 
     Args:
         path: the file.

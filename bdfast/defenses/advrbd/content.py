@@ -40,9 +40,9 @@ NEIGHBORS = 0.5  # of the mean size of a class; poison of one true class alone i
 Seeding: TypeAlias = Literal["both", "energy", "neighbors"]
 
 LEAST_RECOGNISED = 0.5
-"""Share of the samples with a margin above 0 below which content rejects nothing. On digits it is 0.77 to 0.89, and 84
-to 93 % of the clean samples, but 0 to 13 % of the poisoned ones, have such a margin; on 4,000 images of CIFAR-10, of
-which the network classifies half right, it is 0.36 to 0.40, and three clean samples in five would be rejected."""
+"""Share of the samples with a margin above 0 below which content rejects nothing. It is 0.77 to 0.93 on digits
+(benchmarks/results/advrbd_digits.md); on 4,000 images of CIFAR-10 (advrbd_cifar10_subset.md beside it), of which the
+network classifies half right, it is 0.36 to 0.40, and most of the clean samples would be rejected."""
 
 
 class ContentView(NamedTuple):

@@ -20,6 +20,7 @@
 #include "bindings/bind_linear_sce_margin.h"
 #include "bindings/bind_masked_pgd_step.h"
 #include "bindings/bind_masked_random_start.h"
+#include "bindings/bind_masked_sum.h"
 #include "bindings/bind_patch_centers.h"
 #include "bindings/bind_philox.h"
 #include "bindings/bind_projected_sgd_step.h"
@@ -27,6 +28,7 @@
 #include "bindings/bind_sce_loss.h"
 #include "bindings/bind_sce_margin.h"
 #include "bindings/bind_smallest_per_class.h"
+#include "bindings/bind_winograd_conv.h"
 #include "isa.h"
 
 namespace bdfast {
@@ -92,6 +94,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_linear_sce_margin(m);
   bind_masked_pgd_step(m);
   bind_masked_random_start(m);
+  bind_masked_sum(m);
   bind_patch_centers(m);
   bind_philox(m);
   bind_projected_sgd_step(m);
@@ -99,6 +102,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_sce_loss(m);
   bind_sce_margin(m);
   bind_smallest_per_class(m);
+  bind_winograd_conv(m);
 #ifdef BDFAST_WITH_CUDA
   m.attr("has_cuda") = true;
 #else

@@ -15,7 +15,9 @@ from torch import fx, nn
 from bdfast.runtime.fusing import ConvReLU, Pointwise, StridedPointwise
 from bdfast.runtime.relu_gradient import Stride
 from bdfast.runtime.split_conv import SplitConv
+from bdfast.runtime.winograd import WinogradConv
 
+_READERS = (ConvReLU, SplitConv, StridedPointwise, WinogradConv, nn.Conv2d)
 _ENABLED = True  # for comparisons: a graph stays as it is where this is False
 _STRIDED = True  # likewise: a second reader that sees every so many-th pixel is given all of them where it is False
 
@@ -68,7 +70,11 @@ def _two_readers(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node
     for reader in readers:
         layer = _called(graph, reader)
         reads = sum(argument is node for argument in reader.args)
-        if type(layer) not in (ConvReLU, SplitConv, StridedPointwise, nn.Conv2d) or reads != 1 or reader.kwargs:
+        if (
+            type(layer) not in (ConvReLU, SplitConv, StridedPointwise, WinogradConv, nn.Conv2d)
+            or reads != 1
+            or reader.kwargs
+        ):
             return None
     first, second = sorted(readers, key=lambda reader: isinstance(_called(graph, reader), StridedPointwise))
     return first, second

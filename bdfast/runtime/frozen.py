@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from bdfast.errors import message
 from bdfast.nn.normalize import normalized, statistics
 from bdfast.runtime.bfloat16 import InBfloat16
+from bdfast.runtime.cpu_graph import for_cpu
 from bdfast.runtime.folding import FoldReport, fold
 from bdfast.runtime.gpu_graph import for_gpu
 from bdfast.runtime.guard import model_device, usable_device
@@ -163,8 +164,8 @@ class FrozenModel:
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if self.precision == "bf16":
             network = InBfloat16(network)
-        if self.device.type == "cuda" and not self._compile:
-            network = _for_gpu(network, probe)
+        if not self._compile and len(probe):
+            network = _for_device(network, probe, self.device)
         self._source = network
         return torch.compile(network, dynamic=False) if self._compile else network
 
@@ -190,13 +191,14 @@ def _frozen_copy(
     return work
 
 
-def _for_gpu(network: nn.Module, probe: Tensor) -> nn.Module:
-    """Layers that suit a GPU, where the network's graph is known."""
+def _for_device(network: nn.Module, probe: Tensor, device: torch.device) -> nn.Module:
+    """Layers that suit a GPU, where the network's graph is known, or a CPU."""
     if isinstance(network, InBfloat16):
-        if isinstance(network.network, fx.GraphModule):
-            network.network, _ = for_gpu(network.network, network.entering(probe))
+        network.network = _for_device(network.network, network.entering(probe), device)
         return network
-    return for_gpu(network, probe)[0] if isinstance(network, fx.GraphModule) else network
+    if device.type == "cpu":
+        return for_cpu(network, probe)[0]
+    return for_gpu(network, probe)[0] if device.type == "cuda" and isinstance(network, fx.GraphModule) else network
 
 
 def _format_of(x: Tensor) -> torch.memory_format:

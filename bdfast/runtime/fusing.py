@@ -2,7 +2,8 @@
 
 PyTorch adds the bias of a convolution, adds the shortcut and takes the ReLU in a pass each over the activations; on an
 H200 these passes took 1.0 of the 4.9 ms that 512 images of 32x32 pixels need forward and backward through a ResNet-18.
-cuDNN does all three while the result is in registers (:class:`ConvReLU`). Backward, the ReLU's mask is read off its
+cuDNN does all three while the result is in registers (:class:`ConvReLU`), and on a CPU so does
+:mod:`bdfast.runtime.winograd`. Backward, the ReLU's mask is read off its
 output, together with the gradients of two readers where there are two (:mod:`bdfast.runtime.forks`). A strided 1x1
 convolution, for which cuDNN may convert the layout and leave the tensor cores idle, is a matrix product of every second
 pixel (:class:`StridedPointwise`).
@@ -11,6 +12,7 @@ pixel (:class:`StridedPointwise`).
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 
 from bdfast.runtime.hooks import has_hooks
 from bdfast.runtime.relu_gradient import Stride, every, relu_gradient
+from bdfast.runtime.winograd import WinogradConv, input_gradient
 
 _RELU_CALLS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 _SUM_CALLS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -39,7 +42,7 @@ class ConvReLU(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.conv = conv
+        self.conv: nn.Conv2d | WinogradConv = conv
         self.fork: Stride | None = None
 
     def forward(
@@ -47,7 +50,7 @@ class ConvReLU(nn.Module):
         x: Tensor,  # [N, C, H, W]
         z: Tensor | None = None,  # [N, O, H', W']
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if _by_autograd(x):
+        if _by_autograd(x) and isinstance(self.conv, nn.Conv2d):
             y = _conv_relu(x, z, self.conv)
             return y if self.fork is None else (y, y[:, :, :: self.fork[0], :: self.fork[1]])
         return _ConvReLU.apply(x, z, self)  # type: ignore[no-untyped-call,no-any-return]
@@ -58,7 +61,9 @@ def _by_autograd(x: Tensor) -> bool:
     return not x.is_cuda
 
 
-def _conv_relu(x: Tensor, z: Tensor | None, conv: nn.Conv2d) -> Tensor:
+def _conv_relu(x: Tensor, z: Tensor | None, conv: nn.Conv2d | WinogradConv) -> Tensor:
+    if isinstance(conv, WinogradConv):
+        return conv.run(x, z, relu=True)
     where: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if not x.is_cuda:
         y = conv(x)
@@ -80,11 +85,14 @@ class _ConvReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         x, y = ctx.saved_tensors
+        conv, needed = ctx.conv, ctx.needs_input_grad[0]
+        if isinstance(conv, WinogradConv) and not ctx.has_z and len(grads) == 1:  # which masks what it reads
+            return conv.input_gradient(grads[0], x, y) if needed and grads[0] is not None else None, None, None
         grad = relu_gradient(y, grads, ctx.stride)
         if grad is None:
             return None, None, None
-        grad_x = _input_gradient(grad, x, ctx.conv) if ctx.needs_input_grad[0] else None
-        return grad_x, grad if ctx.has_z else None, None
+        gradient = conv.input_gradient if isinstance(conv, WinogradConv) else partial(input_gradient, conv=conv)
+        return gradient(grad, x) if needed else None, grad if ctx.has_z else None, None
 
 
 class StridedPointwise(nn.Module):
@@ -121,7 +129,7 @@ class _StridedPointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
-        return _input_gradient(grad, x, ctx.conv), None
+        return input_gradient(grad, x, ctx.conv), None
 
 
 class Pointwise(nn.Module):
@@ -147,15 +155,6 @@ class Pointwise(nn.Module):
 
 def _pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
-
-
-def _input_gradient(grad: Tensor, x: Tensor, conv: nn.Conv2d) -> Tensor:
-    grad_x, _, _ = torch.ops.aten.convolution_backward(
-        grad, x, conv.weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups,
-        [True, False, False],
-    )  # fmt: skip
-    assert isinstance(grad_x, Tensor)
-    return grad_x
 
 
 def skip_identities(graph: fx.GraphModule) -> None:

@@ -6,7 +6,7 @@ r"""The gradient of a ReLU whose output one layer reads, or two, as where a shor
 
 Autograd adds the gradients of two readers in one pass, 2 reads and a write, and masks the sum in a second. On a GPU one
 kernel does both, with 3 reads and a write. The sum is rounded to the dtype of the gradients before it is masked, as
-autograd does: the result is the same to the bit.
+autograd does: the result is the same to the bit. On a CPU one pass does both, too.
 
 A reader that sees every second pixel alone has a small gradient; the other pixels' zeros are neither made nor read.
 """
@@ -19,7 +19,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from bdfast.backends.availability import runs_triton
+from bdfast.backends.availability import native, runs_cpp, runs_triton
+from bdfast.ops.rows import DTYPE_CODE
 
 Stride: TypeAlias = tuple[int, int]
 """Which pixels a second reader sees: every so many-th row and column; ``(1, 1)`` is all."""
@@ -71,16 +72,33 @@ def relu_gradient(
     first, second = (*grads, None)[:2]
     if second is not None and stride != (1, 1) and (first is None or not _takes_strided(y)):
         second, stride = _spread(second, y, stride), (1, 1)
-    if first is None or second is None:
-        grad = second if first is None else first
-        return None if grad is None else torch.ops.aten.threshold_backward(grad, y, 0)
-    if runs_triton(y) is not None:
-        return torch.ops.aten.threshold_backward(first + second, y, 0)  # type: ignore[no-any-return]
+    if first is None:
+        first, second = second, None
+    if first is None:
+        return None
+    if second is None or runs_triton(y) is not None:
+        if _takes_cpp(y):
+            return _masked_sum(y, first, second)
+        grad = first if second is None else first + second
+        return torch.ops.aten.threshold_backward(grad, y, 0)  # type: ignore[no-any-return]
     from bdfast.triton_kernels import masked_sum as kernels
 
     if stride == (1, 1):
         return kernels.masked_sum(y, first, second)  # type: ignore[no-any-return]
     return kernels.masked_strided_sum(y, first, second, stride)  # type: ignore[no-any-return]
+
+
+def _takes_cpp(y: Tensor) -> bool:
+    dense = y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)
+    return dense and runs_cpp(y) is None
+
+
+def _masked_sum(y: Tensor, first: Tensor, second: Tensor | None) -> Tensor:
+    out = torch.empty_like(y)
+    grads = [torch.empty_like(y).copy_(g) if g.stride() != y.stride() else g for g in (first, second) if g is not None]
+    addresses = [g.data_ptr() for g in grads] + [0] * (2 - len(grads))
+    native().masked_sum(y.data_ptr(), *addresses, DTYPE_CODE[y.dtype], y.numel(), out.data_ptr())
+    return out
 
 
 def _takes_strided(y: Tensor) -> bool:

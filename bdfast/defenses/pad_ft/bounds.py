@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.errors import message
 from bdfast.nn import ClippedReLU
+from bdfast.runtime.cpu_graph import for_cpu
 from bdfast.runtime.determinism import stream_seed
 from bdfast.runtime.folding import fold
 from bdfast.runtime.graphed import Replayed
@@ -111,11 +112,12 @@ def frozen_copy(
     """The clipped network in eval mode, rewritten to run fast; it shares the bounds, and nothing else.
 
     Batch norms are folded into the convolutions before them where that is exact (:mod:`bdfast.runtime.folding`), and
-    convolutions run channels_last.
+    convolutions run channels_last, on a CPU as :mod:`bdfast.runtime.winograd` has them.
     """
     work = copy.deepcopy(forward, {id(z): z for z in bounds.values()})
     frozen, _ = fold(nn.Sequential(_ChannelsLast(), work).eval(), example)
-    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return for_cpu(frozen, example)[0] if example.is_cpu else frozen
 
 
 class _ChannelsLast(nn.Module):

@@ -15,6 +15,7 @@ import torch
 
 from bdfast._version import __version__
 from bdfast.backends import availability
+from bdfast.runtime import winograd
 
 EXTRAS = {  # import name -> (extra that brings it, what for)
     "triton": ("triton", "Triton kernels on a GPU"),
@@ -73,12 +74,13 @@ def extension() -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """Cores, threads, and the vector instructions that torch sees."""
+    """Cores, threads, the vector instructions that torch sees, and who runs convolutions."""
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "openmp": torch.backends.openmp.is_available(),  # type: ignore[no-untyped-call]
+        "convolutions": "PyTorch's: " + reason if (reason := winograd.unavailable()) else "Winograd, 3x3 of stride 1",
     }
 
 

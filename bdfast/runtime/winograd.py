@@ -15,10 +15,11 @@ An image's result depends on neither its batch nor the number of threads.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bdfast.backends.availability import cpp_missing, native
 from bdfast.backends.selection import from_environment, requested
@@ -33,6 +34,34 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _ENABLED = True  # for comparisons: no convolution is replaced where this is False
 
 
+class ConvShape(NamedTuple):
+    """What of a convolution is not its weights.
+
+    Example:
+        >>> ConvShape.of(nn.Conv2d(16, 32, 3, padding=1)).output(torch.Size((2, 16, 8, 8)))
+        (2, 32, 8, 8)
+    """
+
+    channels: int
+    outputs: int
+    padding: int
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> ConvShape:
+        """That of a layer that :func:`fits`."""
+        padding = conv.padding[0]
+        assert isinstance(padding, int)
+        return cls(conv.in_channels, conv.out_channels, padding)
+
+    def turned(self) -> ConvShape:
+        """That of the convolution which takes the gradient of the output to that of the input."""
+        return ConvShape(self.outputs, self.channels, 2 - self.padding)
+
+    def output(self, x: torch.Size) -> tuple[int, int, int, int]:
+        """``[N, O, H', W']`` for ``[N, C, H, W]``."""
+        return x[0], self.outputs, x[2] + 2 * self.padding - 2, x[3] + 2 * self.padding - 2
+
+
 class WinogradConv(nn.Module):
     """``conv(x)`` of a 3x3 convolution that is not trained, with the ReLU behind it and a shortcut if asked for.
 
@@ -40,7 +69,7 @@ class WinogradConv(nn.Module):
     that nothing is saved, and everything under ``bdfast.backend("reference")``.
 
     Args:
-        conv: one that :func:`suits`; a copy of its weights is kept.
+        conv: one that :func:`suits`; its weights are transformed at the first call, forward and backward.
 
     Example:
         >>> conv = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)
@@ -52,6 +81,7 @@ class WinogradConv(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
+        self._shape = ConvShape.of(conv)
         self._packed: dict[bool, Tensor] = {}
 
     def forward(
@@ -70,11 +100,12 @@ class WinogradConv(nn.Module):
         relu: bool = False,
     ) -> Tensor:
         """``relu(conv(x) + z)``, ``[N, O, H', W']``, without a graph."""
-        if not self._takes(x) or (z is not None and z.dtype != x.dtype):
+        if not takes(x, self._shape) or (z is not None and z.dtype != x.dtype):
             y: Tensor = self.conv(x)
             y = y if z is None else y + z
             return torch.relu(y) if relu else y
-        return self._convolve(x, z, relu=relu, gradient=False)
+        bias = None if self.conv.bias is None else self.conv.bias.float()
+        return convolve(x, self._weights(gradient=False), self._shape, bias=bias, z=z, relu=relu)
 
     def input_gradient(
         self,
@@ -83,42 +114,15 @@ class WinogradConv(nn.Module):
         output: Tensor | None = None,  # [N, O, H', W']
     ) -> Tensor:
         """The gradient to x from that of ``conv(x)``, or, where that is given, from that of ``output``, its ReLU."""
-        if not self._takes(x) or grad.dtype != x.dtype:
+        if not takes(x, self._shape) or grad.dtype != x.dtype:
             grad = grad if output is None else torch.ops.aten.threshold_backward(grad, output, 0)
             return input_gradient(grad, x, self.conv)
-        return self._convolve(grad, None, relu=False, gradient=True, output=output)
+        return convolve(grad, self._weights(gradient=True), self._shape.turned(), output=output)
 
-    def _takes(self, x: Tensor) -> bool:
-        padding = self.conv.padding[0]
-        assert isinstance(padding, int)
-        taken = x.is_cpu and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not _has_tiles()))
-        return taken and _pays(x.shape, padding) and _wanted()
-
-    def _weights(self, gradient: bool) -> Tensor:
-        """Transformed, and in the order of the kernel."""
+    def _weights(self, *, gradient: bool) -> Tensor:
         if gradient not in self._packed:
-            self._packed[gradient] = _pack(self.conv.weight.detach().float(), gradient)
+            self._packed[gradient] = pack(self.conv.weight.float(), gradient=gradient)
         return self._packed[gradient]
-
-    def _convolve(
-        self, x: Tensor, z: Tensor | None, *, relu: bool, gradient: bool, output: Tensor | None = None
-    ) -> Tensor:
-        padding = self.conv.padding[0]
-        assert isinstance(padding, int)
-        padding = 2 - padding if gradient else padding
-        outputs = self.conv.in_channels if gradient else self.conv.out_channels
-        bias = None if gradient or self.conv.bias is None else self.conv.bias.detach().float()
-        n, c, h, w = x.shape
-        shape = (n, outputs, h + 2 * padding - 2, w + 2 * padding - 2)
-        x = x.detach().contiguous(memory_format=torch.channels_last)
-        z = None if z is None else z.detach().expand(shape).contiguous(memory_format=torch.channels_last)
-        output = None if output is None else output.contiguous(memory_format=torch.channels_last)
-        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-        native().winograd_conv(
-            x.data_ptr(), _address(output), DTYPE_CODE[x.dtype], n, h, w, c, padding,
-            self._weights(gradient).data_ptr(), _address(bias), _address(z), relu, y.data_ptr(), outputs,
-        )  # fmt: skip
-        return y
 
 
 class _WinogradConv(torch.autograd.Function):
@@ -129,32 +133,50 @@ class _WinogradConv(torch.autograd.Function):
         return layer.run(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return ctx.layer.input_gradient(grad, x), None
 
 
-def suits(conv: nn.Module) -> bool:
-    """Whether a layer can be a :class:`WinogradConv`: a plain 3x3 convolution of stride 1 with frozen weights.
+def fits(conv: nn.Module) -> bool:
+    """Whether a layer is a plain 3x3 convolution of stride 1, with as many channels as fill a register.
 
     Example:
-        >>> suits(nn.Conv2d(64, 64, 3, padding=1).requires_grad_(False))
-        True
-        >>> suits(nn.Conv2d(3, 64, 3, padding=1).requires_grad_(False))  # as many registers for 3 channels as for 16
-        False
+        >>> fits(nn.Conv2d(64, 64, 3, padding=1)), fits(nn.Conv2d(3, 64, 3, padding=1))
+        (True, False)
     """
     if type(conv) is not nn.Conv2d or has_hooks(conv) or list(conv._parameters) != ["weight", "bias"]:
-        return False
-    if any(p.requires_grad for p in conv.parameters()) or conv.weight.dtype not in _DTYPES:
         return False
     shape = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
     padding = conv.padding_mode == "zeros" and conv.padding in ((0, 0), (1, 1), (2, 2))
     return shape and padding and min(conv.in_channels, conv.out_channels) >= _LEAST_CHANNELS
 
 
+def suits(conv: nn.Module) -> bool:
+    """Whether a layer can be a :class:`WinogradConv`: it :func:`fits`, and is not trained.
+
+    Example:
+        >>> conv = nn.Conv2d(64, 64, 3, padding=1)
+        >>> suits(conv), suits(conv.requires_grad_(False))
+        (False, True)
+    """
+    trained = any(p.requires_grad or p.dtype not in _DTYPES for p in conv.parameters())
+    return fits(conv) and not trained
+
+
+def unavailable() -> str | None:
+    """Why no convolution is replaced on this machine, or None."""
+    if not _ENABLED:
+        return "switched off"
+    if (reason := cpp_missing()) is not None:
+        return reason
+    return None if native().cpu_isa != "baseline" else "this processor has no fused multiply-adds, which it lives on"
+
+
 def available() -> bool:
-    """Whether this machine has the kernel, and it is faster there: it lives on fused multiply-adds."""
-    return _ENABLED and cpp_missing() is None and native().cpu_isa != "baseline"
+    """Whether this machine has the kernels, and they are faster there."""
+    return unavailable() is None
 
 
 def replace_convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
@@ -173,6 +195,71 @@ def replace_convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
     return replaced  # type: ignore[return-value]
 
 
+# --- the kernels -----------------------------------------------------------------------------------------------------
+
+
+def takes(x: Tensor, shape: ConvShape) -> bool:
+    """Whether the kernels compute the convolution of x, and are faster."""
+    dtype = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not _has_tiles())
+    return x.is_cpu and dtype and x.shape[1] == shape.channels and _pays(x.shape, shape.padding) and _wanted()
+
+
+def pack(
+    weight: Tensor,  # [O, C, 3, 3] float32
+    *,
+    gradient: bool = False,
+) -> Tensor:
+    """Weights transformed, and in the order of the kernel, forward or for the gradient to the input."""
+    outputs, channels = weight.shape[:2]
+    packed = torch.empty(native().winograd_packed(*((channels, outputs) if gradient else (outputs, channels))))
+    native().winograd_pack(weight.data_ptr(), weight.stride(), outputs, channels, gradient, packed.data_ptr())
+    return packed
+
+
+def convolve(
+    x: Tensor,  # [N, C, H, W]
+    packed: Tensor,
+    shape: ConvShape,
+    *,
+    bias: Tensor | None = None,  # [O] float32
+    z: Tensor | None = None,  # [N, O, H', W'], of the dtype of x
+    relu: bool = False,
+    output: Tensor | None = None,  # [N, C, H, W], of the dtype of x
+) -> Tensor:
+    """``relu(conv(x) + bias + z)``, channels_last, of the dtype of x; x counts as 0 where ``output`` <= 0."""
+    size = shape.output(x.shape)
+    x = x.contiguous(memory_format=torch.channels_last)
+    z = None if z is None else z.expand(size).contiguous(memory_format=torch.channels_last)
+    output = None if output is None else output.contiguous(memory_format=torch.channels_last)
+    bias = None if bias is None else bias.contiguous()
+    y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    native().winograd_conv(
+        x.data_ptr(), _address(output), *_image(x), shape.padding, packed.data_ptr(), _address(bias), _address(z),
+        relu, y.data_ptr(), shape.outputs,
+    )  # fmt: skip
+    return y
+
+
+def weight_gradient(
+    x: Tensor,  # [N, C, H, W], channels_last
+    grad: Tensor,  # [N, O, H', W'], channels_last, of the dtype of x
+    weight: Tensor,  # [O, C, 3, 3] float32, whose values do not matter
+    shape: ConvShape,
+) -> Tensor:
+    """The gradient to the weights, with the strides of ``weight``; the same bits on any number of threads."""
+    out = torch.empty_like(weight)
+    native().winograd_weight_gradient(
+        x.data_ptr(), *_image(x), shape.padding, grad.data_ptr(), shape.outputs, out.data_ptr(), out.stride()
+    )
+    return out
+
+
+def _image(x: Tensor) -> tuple[int, int, int, int, int]:
+    """Its dtype, and N, H, W and C."""
+    n, c, h, w = x.shape
+    return DTYPE_CODE[x.dtype], n, h, w, c
+
+
 def input_gradient(
     grad: Tensor,  # [N, O, H', W']
     x: Tensor,  # [N, C, H, W]
@@ -185,17 +272,6 @@ def input_gradient(
     )  # fmt: skip
     assert isinstance(grad_x, Tensor)
     return grad_x
-
-
-def _pack(
-    weight: Tensor,  # [O, C, 3, 3] float32
-    gradient: bool,
-) -> Tensor:
-    """Transformed, and in the order of the kernel, forward or backward."""
-    outputs, channels = weight.shape[:2]
-    packed = torch.empty(native().winograd_packed(*((channels, outputs) if gradient else (outputs, channels))))
-    native().winograd_pack(weight.data_ptr(), weight.stride(), outputs, channels, gradient, packed.data_ptr())
-    return packed
 
 
 def _pays(shape: torch.Size, padding: int) -> bool:

@@ -22,8 +22,8 @@ constexpr int64_t kTilesAtOnce = 2 * kRows;  // of a chunk: its buffers fit in a
 
 // The outputs [first, last) of one tile from m[place][last - first], places `stride` apart.
 template <class T>
-void scatter(const WinogradConv& args, const Tiles& tiles, const Place& place, const float* m, int64_t stride,
-             int64_t first, int64_t last) {
+BDFAST_ONE_COPY void scatter(const WinogradConv& args, const Tiles& tiles, const Place& place, const float* m,
+                             int64_t stride, int64_t first, int64_t last) {
   const int64_t rows = std::min<int64_t>(kTile, tiles.out_height - place.row);
   const int64_t columns = std::min<int64_t>(kTile, tiles.out_width - place.column);
   const int64_t corner =

@@ -38,8 +38,8 @@ void load_taps(const WinogradPack& args, int64_t first, int64_t channel, Lanes g
 
 // m[place][outputs] of one tile of the gradient, A Y' A^T, places `stride` apart.
 template <class T>
-void gather_gradient(const WinogradWeightGradient& args, const Tiles& tiles, const Place& place, float* m,
-                     int64_t stride) {
+BDFAST_ONE_COPY void gather_gradient(const WinogradWeightGradient& args, const Tiles& tiles, const Place& place,
+                                     float* m, int64_t stride) {
   const int64_t rows = tiles.out_height - place.row, columns = tiles.out_width - place.column;
   const T* grad = static_cast<const T*>(args.grad) +
                   ((place.image * tiles.out_height + place.row) * tiles.out_width + place.column) * args.outputs;
@@ -60,6 +60,25 @@ void gather_gradient(const WinogradWeightGradient& args, const Tiles& tiles, con
   });
 }
 
+// One row of a panel, U of kPanel outputs and one channel, places `stride` apart.
+BDFAST_ONE_COPY void pack_channel(const WinogradPack& args, int64_t panel, int64_t channel, float* to, int64_t stride) {
+  for (int64_t lanes = 0; lanes < kPanel; lanes += kLanes) {
+    Lanes g[kTaps][kTaps], half[kPatch][kTaps];
+    load_taps(args, panel * kPanel + lanes, channel, g);
+    for (int j = 0; j < kTaps; ++j) {
+      const Lanes column[kTaps] = {g[0][j], g[1][j], g[2][j]};
+      Lanes u[kPatch];
+      transform_weights(column, u);
+      for (int i = 0; i < kPatch; ++i) half[i][j] = u[i];
+    }
+    for (int i = 0; i < kPatch; ++i) {
+      Lanes u[kPatch];
+      transform_weights(half[i], u);
+      for (int j = 0; j < kPatch; ++j) store_lanes(to + (i * kPatch + j) * stride + lanes, u[j]);
+    }
+  }
+}
+
 void store_taps(float* to, int64_t stride, Lanes value) {
   if (stride == 1) return store_lanes(to, value);
   float taps[kLanes];
@@ -67,25 +86,23 @@ void store_taps(float* to, int64_t stride, Lanes value) {
   for (int64_t l = 0; l < kLanes; ++l) to[l * stride] = taps[l];
 }
 
-// g' from U' [36, outputs, width].
-void collect(const WinogradWeightGradient& args, const float* u, int64_t width) {
+// g' of one output from U' [36, outputs, width].
+BDFAST_ONE_COPY void collect(const WinogradWeightGradient& args, const float* u, int64_t width, int64_t output) {
   const int64_t place_floats = args.outputs * width;
-  parallel_chunks(args.outputs, kPlaces * place_floats * 4, [&](int64_t o) {
-    for_lanes(args.channels, [&](int64_t c) {
-      Lanes half[kTaps][kPatch];
-      for (int j = 0; j < kPatch; ++j) {
-        Lanes column[kPatch], g[kTaps];
-        for (int i = 0; i < kPatch; ++i) column[i] = load_lanes(u + (i * kPatch + j) * place_floats + o * width + c);
-        collect_weights(column, g);
-        for (int i = 0; i < kTaps; ++i) half[i][j] = g[i];
-      }
-      float* to = args.grad_weight + o * args.stride[0] + c * args.stride[1];
-      for (int i = 0; i < kTaps; ++i) {
-        Lanes g[kTaps];
-        collect_weights(half[i], g);
-        for (int j = 0; j < kTaps; ++j) store_taps(to + i * args.stride[2] + j * args.stride[3], args.stride[1], g[j]);
-      }
-    });
+  for_lanes(args.channels, [&](int64_t c) {
+    Lanes half[kTaps][kPatch];
+    for (int j = 0; j < kPatch; ++j) {
+      Lanes column[kPatch], g[kTaps];
+      for (int i = 0; i < kPatch; ++i) column[i] = load_lanes(u + (i * kPatch + j) * place_floats + output * width + c);
+      collect_weights(column, g);
+      for (int i = 0; i < kTaps; ++i) half[i][j] = g[i];
+    }
+    float* to = args.grad_weight + output * args.stride[0] + c * args.stride[1];
+    for (int i = 0; i < kTaps; ++i) {
+      Lanes g[kTaps];
+      collect_weights(half[i], g);
+      for (int j = 0; j < kTaps; ++j) store_taps(to + i * args.stride[2] + j * args.stride[3], args.stride[1], g[j]);
+    }
   });
 }
 
@@ -119,7 +136,7 @@ void weight_gradient(const WinogradWeightGradient& args) {
       multiply_panel<true>(rows, args.outputs, count, columns, to, width);
     });
   }
-  collect(args, u, width);
+  parallel_chunks(args.outputs, kPlaces * u_floats * 4, [&](int64_t o) { collect(args, u, width, o); });
 }
 
 }  // namespace
@@ -137,24 +154,8 @@ void winograd_pack(const WinogradPack& args) {
   const int64_t parts = ceil_div(channels, kChannels);
   parallel_chunks(panels * parts, kPlaces * place_floats * 4, [&](int64_t chunk) {
     const int64_t panel = chunk / parts, first = chunk % parts * kChannels;
-    for (int64_t c = first; c < std::min(channels, first + kChannels); ++c) {
-      for (int64_t lanes = 0; lanes < kPanel; lanes += kLanes) {
-        Lanes g[kTaps][kTaps], half[kPatch][kTaps];
-        load_taps(args, panel * kPanel + lanes, c, g);
-        for (int j = 0; j < kTaps; ++j) {
-          const Lanes column[kTaps] = {g[0][j], g[1][j], g[2][j]};
-          Lanes u[kPatch];
-          transform_weights(column, u);
-          for (int i = 0; i < kPatch; ++i) half[i][j] = u[i];
-        }
-        float* to = args.packed + (panel * channels + c) * kPanel + lanes;
-        for (int i = 0; i < kPatch; ++i) {
-          Lanes u[kPatch];
-          transform_weights(half[i], u);
-          for (int j = 0; j < kPatch; ++j) store_lanes(to + (i * kPatch + j) * place_floats, u[j]);
-        }
-      }
-    }
+    for (int64_t c = first; c < std::min(channels, first + kChannels); ++c)
+      pack_channel(args, panel, c, args.packed + (panel * channels + c) * kPanel, place_floats);
   });
 }
 

@@ -24,6 +24,14 @@
 #define BDFAST_HOST_DEVICE inline
 #endif
 
+// For a function whose copies could differ: where two products are added, a compiler may fuse either with the sum, and
+// chooses anew where it inlines, such as in the loop for one thread and in that for several.
+#if defined(__GNUC__)
+#define BDFAST_ONE_COPY __attribute__((noinline))
+#else
+#define BDFAST_ONE_COPY
+#endif
+
 // A CPU kernel is declared once here for all variants, and called through `BDFAST_CALL_BEST`.
 #ifdef BDFAST_X86_ISAS
 #define BDFAST_DECLARE_CPU_KERNEL(signature) \

@@ -65,7 +65,7 @@ struct Patches {
 
 // v[place][channels] of one patch, B^T d B, places `stride` apart.
 template <class T>
-void gather(const Patches<T>& from, const Place& place, float* v, int64_t stride) {
+BDFAST_ONE_COPY void gather(const Patches<T>& from, const Place& place, float* v, int64_t stride) {
   const int64_t top = place.row - from.padding, left = place.column - from.padding;
   const bool inside = top >= 0 && left >= 0 && top + kPatch <= from.height && left + kPatch <= from.width;
   const int64_t a_row = from.width * from.channels;

@@ -21,40 +21,41 @@ constexpr int kTaps = 3;     // weights a side
 constexpr int kPlaces = 36;  // products
 constexpr float kP = 0.75f, kQ = 1.5f;
 constexpr float kP2 = kP * kP, kQ2 = kQ * kQ;
+static_assert(kQ == 2 * kP, "the powers of 2 below are those of Q / P");
 
 // v = B^T d
 inline void transform_input(const Lanes d[kPatch], Lanes v[kPatch]) {
-  v[0] = d[4] - (kP2 + kQ2) * d[2] + (kP2 * kQ2) * d[0];
+  v[0] = (d[4] - (kP2 + kQ2) * d[2]) + (kP2 * kQ2) * d[0];
   const Lanes even_p = d[4] - kQ2 * d[2], odd_p = d[3] - kQ2 * d[1];
   v[1] = even_p + kP * odd_p;
   v[2] = even_p - kP * odd_p;
   const Lanes even_q = d[4] - kP2 * d[2], odd_q = d[3] - kP2 * d[1];
   v[3] = even_q + kQ * odd_q;
   v[4] = even_q - kQ * odd_q;
-  v[5] = d[5] - (kP2 + kQ2) * d[3] + (kP2 * kQ2) * d[1];
+  v[5] = (d[5] - (kP2 + kQ2) * d[3]) + (kP2 * kQ2) * d[1];
 }
 
 // y = A^T m
 inline void transform_output(const Lanes m[kPatch], Lanes y[kTile]) {
   const Lanes even_p = m[1] + m[2], odd_p = m[1] - m[2];
   const Lanes even_q = m[3] + m[4], odd_q = m[3] - m[4];
-  y[0] = m[0] + even_p + even_q;
-  y[1] = kP * odd_p + kQ * odd_q;
-  y[2] = kP2 * even_p + kQ2 * even_q;
-  y[3] = (kP2 * kP) * odd_p + (kQ2 * kQ) * odd_q + m[5];
+  y[0] = m[0] + (even_p + even_q);
+  y[1] = kP * (odd_p + 2.0f * odd_q);
+  y[2] = kP2 * (even_p + 4.0f * even_q);
+  y[3] = (kP2 * kP) * (odd_p + 8.0f * odd_q) + m[5];
 }
 
-constexpr float kAtZero = 1 / (kP2 * kQ2), kAtP = 1 / (2 * kP2 * (kP2 - kQ2)), kAtQ = 1 / (2 * kQ2 * (kQ2 - kP2));
+// Of the rows of G, which end in 1 / f(0), 1 / f(P) and 1 / f(Q), f the product of the distances to the other points.
+constexpr float kAtP = 1 / (2 * kP2 * (kP2 - kQ2)), kAtZero = -1.5f * kAtP, kAtQ = -0.25f * kAtP;
 
 // u = G g
 inline void transform_weights(const Lanes g[kTaps], Lanes u[kPatch]) {
-  const Lanes even_p = kAtP * g[0] + (kAtP * kP2) * g[2], odd_p = (kAtP * kP) * g[1];
-  const Lanes even_q = kAtQ * g[0] + (kAtQ * kQ2) * g[2], odd_q = (kAtQ * kQ) * g[1];
+  const Lanes even_p = g[0] + kP2 * g[2], even_q = g[0] + kQ2 * g[2];
   u[0] = kAtZero * g[0];
-  u[1] = even_p + odd_p;
-  u[2] = even_p - odd_p;
-  u[3] = even_q + odd_q;
-  u[4] = even_q - odd_q;
+  u[1] = kAtP * (even_p + kP * g[1]);
+  u[2] = kAtP * (even_p - kP * g[1]);
+  u[3] = kAtQ * (even_q + kQ * g[1]);
+  u[4] = kAtQ * (even_q - kQ * g[1]);
   u[5] = g[2];
 }
 
@@ -62,23 +63,23 @@ inline void transform_weights(const Lanes g[kTaps], Lanes u[kPatch]) {
 
 // m = A y
 inline void spread_output(const Lanes y[kTile], Lanes m[kPatch]) {
-  const Lanes even_p = y[0] + kP2 * y[2], odd_p = kP * y[1] + (kP2 * kP) * y[3];
-  const Lanes even_q = y[0] + kQ2 * y[2], odd_q = kQ * y[1] + (kQ2 * kQ) * y[3];
+  const Lanes even_p = y[0] + kP2 * y[2], odd_p = y[1] + kP2 * y[3];
+  const Lanes even_q = y[0] + kQ2 * y[2], odd_q = y[1] + kQ2 * y[3];
   m[0] = y[0];
-  m[1] = even_p + odd_p;
-  m[2] = even_p - odd_p;
-  m[3] = even_q + odd_q;
-  m[4] = even_q - odd_q;
+  m[1] = even_p + kP * odd_p;
+  m[2] = even_p - kP * odd_p;
+  m[3] = even_q + kQ * odd_q;
+  m[4] = even_q - kQ * odd_q;
   m[5] = y[3];
 }
 
 // g = G^T u
 inline void collect_weights(const Lanes u[kPatch], Lanes g[kTaps]) {
-  const Lanes even_p = kAtP * (u[1] + u[2]), odd_p = kAtP * (u[1] - u[2]);
-  const Lanes even_q = kAtQ * (u[3] + u[4]), odd_q = kAtQ * (u[3] - u[4]);
-  g[0] = kAtZero * u[0] + even_p + even_q;
-  g[1] = kP * odd_p + kQ * odd_q;
-  g[2] = kP2 * even_p + kQ2 * even_q + u[5];
+  const Lanes even_p = u[1] + u[2], odd_p = u[1] - u[2];
+  const Lanes even_q = u[3] + u[4], odd_q = u[3] - u[4];
+  g[0] = kAtP * ((even_p - 0.25f * even_q) - 1.5f * u[0]);
+  g[1] = (kAtP * kP) * (odd_p - 0.5f * odd_q);
+  g[2] = (kAtP * kP2) * (even_p - even_q) + u[5];
 }
 
 }  // namespace BDFAST_ISA_NAMESPACE

@@ -10,10 +10,11 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bdfast import __version__
+from bdfast import __version__, _startup
 from bdfast.cli import program
 from bdfast.cli.command import Command
 from bdfast.cli.commands import evaluate
@@ -140,3 +141,23 @@ def test_an_interruption_of_the_imports(words: tuple[str, ...], code: int, tmp_p
     )  # fmt: skip
     assert run.returncode == code
     assert (run.stderr == "\ninterrupted: nothing was written\n") == (code == 130)
+
+
+def test_the_command_keeps_its_heap_unless_the_user_has_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda name, value: calls.append((name, value)))
+    monkeypatch.setattr(_startup.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(_startup.sys, "platform", "linux")
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    _startup.keep_heap()
+    assert calls == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
+    _startup.keep_heap()
+    assert len(calls) == 2
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    monkeypatch.setattr(_startup.ctypes, "CDLL", lambda _: SimpleNamespace())  # another C library
+    _startup.keep_heap()
+    monkeypatch.setattr(_startup.sys, "platform", "darwin")
+    monkeypatch.setattr(_startup.ctypes, "CDLL", lambda _: pytest.fail("called"))
+    _startup.keep_heap()

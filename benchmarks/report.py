@@ -6,7 +6,8 @@
 
 A table stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``. Names: demo; digits; cifar10, a defense
 a line; cpu-ops and gpu-ops; gpu-defenses, stages of the GPU check with rates of defended networks, and gpu-throughput,
-the other ones; score-advrbd; kernels, what they compile to; predictions; backdoorbench, the parts put into it.
+the other ones; score-advrbd; cpu-convolutions, alone and in networks; kernels, what they compile to; predictions;
+backdoorbench, the parts put into it.
 Each shows the newest result file of its kind, by date, a table of a stage of the GPU check the newest run that has
 something to show of it; the demo's is results/demo/demo.json, that of kernels tools/kernel_table.json.
 Pictures are those of benchmarks/pictures.py; one that has nothing to show is not there.
@@ -30,7 +31,7 @@ if not __package__:  # run as a file: the folder of this script is on the path, 
 
 from bdfast.testing import rows
 from bdfast.testing.tables import Cell, Table, markdown_table
-from benchmarks import score_advrbd
+from benchmarks import convolutions, score_advrbd
 from benchmarks.pictures import PICTURES, Results, first_dtypes, telling
 from benchmarks.replaced import part
 from benchmarks.stage import Stage
@@ -280,6 +281,16 @@ def scores(results: Results) -> str:
     return f"{markdown_table(score_advrbd.table(result))}\n\n{what}; {origin(result)}"
 
 
+def cpu_convolutions(results: Results) -> str:
+    """A line a layer and pass, and a line a network."""
+    if "convolutions" not in results:
+        return NOT_MEASURED
+    result = results["convolutions"]
+    layers = markdown_table(convolutions.layer_table(result["layers"]))
+    networks = markdown_table(convolutions.network_table(result["networks"]))
+    return f"{layers}\n\n{networks}\n\nBatches of {result['images']} images; {origin(result)}"
+
+
 def over_seeds(records: Sequence[dict[str, Any]]) -> Table:
     """A line an attack, reserve and defense: mean (lowest to highest) in percent."""
     header = ("attack", "reserve", "defense", "seeds", "ACC before", "ASR before", "ACC", "ASR", "RA", "DER", "seconds")
@@ -350,6 +361,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "kernels": kernels,
     "predictions": predictions,
     "score-advrbd": scores,
+    "cpu-convolutions": cpu_convolutions,
 }
 
 

@@ -36,6 +36,12 @@ def hand_over() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def finish() -> None:
+    """The command has said how it ended: Ctrl-C while Python takes itself apart, for a second, changes nothing."""
+    if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _leave(*_: object) -> None:
     os.write(2, b"\ninterrupted: nothing was written\n")
     os._exit(_INTERRUPTED)  # an exception would come out of whatever is being imported, as another one perhaps

@@ -52,18 +52,31 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, newline: str 
     beside = path.with_name(f".{path.name[:64]}.{secrets.token_hex(8)}.tmp")
     text: dict[str, Any] = {} if mode == "wb" else {"encoding": "utf-8", "newline": newline}
     try:
-        with open(beside, mode.replace("w", "x"), **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
-        os.replace(beside, path)
-    except Exception as error:
-        refused = _of_the_disk(error)
-        if refused is None or refused.filename not in (None, str(beside)):
-            raise
-        raise OSError(refused.errno, refused.strerror, str(path)) from error
+        with naming(path, beside):
+            with open(beside, mode.replace("w", "x"), **text) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str], written: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """What the system refuses in the block, which writes a file, names ``path``: a full disk is told without a name.
+
+    Args:
+        path: the name that the user knows.
+        written: the file that is written in its place.
+    """
+    try:
+        yield
+    except Exception as error:
+        refused = _of_the_disk(error)
+        if refused is None or refused.filename not in (None, os.fspath(path if written is None else written)):
+            raise
+        raise OSError(refused.errno, refused.strerror, os.fspath(path)) from error
 
 
 def _of_the_disk(error: BaseException | None) -> OSError | None:

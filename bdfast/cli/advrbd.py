@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,8 @@ def defend(
     checkpoint: str | os.PathLike[str],
     **options: Any,
 ) -> AdvrBDResult:
-    """Run it; its stages lie in a folder beside ``checkpoint`` and outlast a run that is interrupted."""
-    folder = Path(checkpoint).with_suffix(".stages")
-    result = advrbd(factory, poisoned, config, checkpoint=folder, **options)
-    shutil.rmtree(folder)
-    return result
+    """Run it; its stages lie in a folder beside ``checkpoint``, which the command removes once it has its results."""
+    return advrbd(factory, poisoned, config, checkpoint=Path(checkpoint).with_suffix(".stages"), **options)
 
 
 def panels(

@@ -12,6 +12,7 @@ from torch import Tensor
 from bdfast import defenses
 from bdfast.attacks import PoisonedData
 from bdfast.cli import advrbd, gic, pad_ft
+from bdfast.cli.outputs import RESUME_FILE
 from bdfast.report import Panel
 
 TrainingSet = PoisonedData | tuple[Tensor, Tensor]
@@ -36,6 +37,7 @@ class Defense:
         save: of a defense that makes data and no model, ``save(folder, result)`` writes them.
         describe: of such a defense, what it did in a few lines.
         panels: ``panels(result, training_set, class_names)``: what the report shows besides rates and history.
+        keeps: names of what it leaves beside ``checkpoint`` to be continued from, until its results are written.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Defense:
     panels: Callable[[Any, TrainingSet, Sequence[str]], Sequence[Panel]] = no_panels
     save: Callable[[Path, Any], None] | None = None
     describe: Callable[[Any], str] = str
+    keeps: tuple[str, ...] = (RESUME_FILE,)
 
 
 PLAIN: tuple[Defense, ...] = (
@@ -63,6 +66,7 @@ PLAIN: tuple[Defense, ...] = (
         ("model", "poisoned"),
         "data purification, activation clipping, classifier fine-tuning (arXiv 2409.12072), from the poisoned set",
         pad_ft.panels,
+        keeps=("resume.scores",),
     ),
     Defense(
         "advrbd",
@@ -71,6 +75,7 @@ PLAIN: tuple[Defense, ...] = (
         ("factory", "poisoned"),
         "splits the poisoned set and trains a new network on the clean part (arXiv 2405.12719)",
         advrbd.panels,
+        keeps=("resume.stages",),
     ),
     Defense(
         "ft",
@@ -97,6 +102,7 @@ GIC = Defense(
     gic.panels,
     gic.save,
     gic.describe,
+    keeps=("resume.gic",),
 )
 
 
@@ -109,6 +115,7 @@ def behind_gic(defense: Defense) -> Defense:
         config=gic.joined_config(defense.config),
         summary=f"{defense.name} on images that GIC calibrated",
         panels=gic.panels,
+        keeps=(*GIC.keeps, *defense.keeps),
     )
 
 

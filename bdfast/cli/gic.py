@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import Field, asdict, field, fields, make_dataclass
 from pathlib import Path
@@ -25,11 +24,8 @@ TrainingSet = PoisonedData | tuple[Tensor, Tensor]
 def calibrate(
     model: nn.Module, auxiliary: object, config: GICConfig, *, checkpoint: str | os.PathLike[str], **options: Any
 ) -> GICResult:
-    """GIC alone; what it keeps lies in a folder beside ``checkpoint`` and outlasts a run that is interrupted."""
-    folder = Path(checkpoint).with_suffix(".gic")
-    result = gic(model, auxiliary, config, checkpoint=folder, **options)
-    shutil.rmtree(folder)
-    return result
+    """GIC alone; it keeps its work in a folder beside ``checkpoint``, which the command removes once it has results."""
+    return gic(model, auxiliary, config, checkpoint=Path(checkpoint).with_suffix(".gic"), **options)
 
 
 def behind_gic(purifier: Callable[..., Any]) -> Callable[..., CalibratedPurification]:
@@ -38,12 +34,10 @@ def behind_gic(purifier: Callable[..., Any]) -> Callable[..., CalibratedPurifica
     def purify(
         model: nn.Module, auxiliary: object, config: Any, *, checkpoint: str | os.PathLike[str], **options: Any
     ) -> CalibratedPurification:
-        result = purify_with(
+        return purify_with(
             model, auxiliary, purifier,
             gic_config=config.gic, purifier_config=config.purifier, checkpoint=checkpoint, **options,
         )  # fmt: skip
-        shutil.rmtree(Path(checkpoint).with_suffix(".gic"))
-        return result
 
     return purify
 

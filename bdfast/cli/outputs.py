@@ -8,7 +8,9 @@ import json
 import math
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,39 +32,108 @@ RATES = {"ACC": "acc", "ASR": "asr", "RA": "ra"}
 
 
 @contextmanager
-def results_folder(where: str, out: str | os.PathLike[str]) -> Iterator[Path]:
+def results_folder(
+    where: str, out: str | os.PathLike[str], *, kept: Sequence[str] = (), argument: str = "--out"
+) -> Iterator[Path]:
     """A folder to write results to; they move into ``out`` when the block ends, and vanish if it raises.
 
     So ``out`` never holds half of a run. What was there under the same names is replaced.
 
+    Args:
+        where: opens the messages.
+        out: made if it is not there.
+        kept: names in ``out`` of what the same command continues from; they go once the results are in place, and not
+            before, so that a full disk or Ctrl-C at the very end costs no training.
+        argument: what messages call ``out``.
+
     Raises:
-        ValueError: ``out`` is a file.
-        KeyboardInterrupt: with a message that says what was kept.
+        ValueError: ``out`` is a file, or a folder stands where a result is to go.
+        OSError: the system refuses; its ``filename`` is where the file would have ended.
+        KeyboardInterrupt: with a message that says what there is.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(message(where, "--out", "a folder", f"{folder}, a file", "choose another path"))
-    made = not folder.exists()
+        raise ValueError(message(where, argument, "a folder", f"{folder}, a file", "choose another path"))
+    made, moved = not folder.exists(), False
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder)
-    staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
-    held = _lock(staging)
+    staging, held = folder / _UNFINISHED, None
     try:
+        _remove_abandoned(folder)
+        staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+        held = _lock(staging)
         yield staging
-        for path in sorted(staging.iterdir()):
-            os.replace(path, folder / path.name)
-        (folder / RESUME_FILE).unlink(missing_ok=True)
+        with _undisturbed():
+            _move(where, staging, folder)
+            moved = True
+            _remove([folder / name for name in kept])
     except KeyboardInterrupt as interrupt:
-        kept = f"no result was written to {folder}"
-        if (folder / RESUME_FILE).exists():
-            kept += f"; the same command goes on where training stopped ({folder / RESUME_FILE})"
-        raise KeyboardInterrupt(kept) from interrupt
+        raise KeyboardInterrupt(f"the results are in {folder}" if moved else _left(folder, kept)) from interrupt
+    except OSError as error:
+        final = _final(folder, error.filename)
+        if error.errno is None or final is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(final)) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if held is not None:
             os.close(held)
+        _remove([folder / name for name in kept if not _holds_files(folder / name)])
         if made and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _move(where: str, staging: Path, folder: Path) -> None:
+    """Everything, or nothing where one of the names is taken by a folder."""
+    paths = sorted(staging.iterdir())
+    for path in paths:
+        if (folder / path.name).is_dir():
+            got = "a folder of this name"
+            raise ValueError(message(where, str(folder / path.name), "a file to replace, or nothing", got, "move it"))
+    for path in paths:
+        os.replace(path, folder / path.name)
+
+
+def _final(folder: Path, name: object) -> Path | None:
+    """Where a file would have ended that was to be written first to a folder which is gone by now."""
+    path = Path(str(name))
+    parts = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    return folder.joinpath(*parts[1:]) if parts and parts[0].startswith(_UNFINISHED) else None
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _holds_files(path: Path) -> bool:
+    return path.is_file() or any(inner.is_file() for inner in path.rglob("*"))
+
+
+def _left(folder: Path, kept: Sequence[str]) -> str:
+    """What an interrupted run leaves."""
+    text = f"no result was written to {folder}"
+    there = [str(folder / name) for name in kept if _holds_files(folder / name)]
+    return f"{text}; the same command goes on where it stopped ({', '.join(there)})" if there else text
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the block is done, which takes milliseconds."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _remove_abandoned(folder: Path) -> None:

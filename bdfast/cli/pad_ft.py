@@ -18,13 +18,8 @@ from bdfast.report import ClassHistograms, Curves, Panel
 def defend(
     model: nn.Module, poisoned: PoisonedData, config: PadFTConfig, *, checkpoint: str | os.PathLike[str], **options: Any
 ) -> PadFTResult:
-    """Run it; its scores lie in a folder beside ``checkpoint`` and outlast a run that is interrupted."""
-    folder = Path(checkpoint).with_suffix(".scores")
-    result = pad_ft(model, poisoned, config, scores_dir=folder, **options)
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
-    return result
+    """Run it; its scores lie in a folder beside ``checkpoint``, which the command removes once it has its results."""
+    return pad_ft(model, poisoned, config, scores_dir=Path(checkpoint).with_suffix(".scores"), **options)
 
 
 def panels(

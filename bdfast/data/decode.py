@@ -103,8 +103,12 @@ def decode_all(
     workers = min(8, os.cpu_count() or 1) if worth_threads else 1
     with ThreadPoolExecutor(workers) as pool:
         chunks = pool.map(decode_chunk, range(0, count, CHUNK))
-        for index, pixels in enumerate(image for chunk in chunks for image in chunk):
-            if len(pixels) > images.shape[1]:
-                images = images.repeat(1, 3, 1, 1)
-            images[index] = pixels
+        try:
+            for index, pixels in enumerate(image for chunk in chunks for image in chunk):
+                if len(pixels) > images.shape[1]:
+                    images = images.repeat(1, 3, 1, 1)
+                images[index] = pixels
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else Ctrl-C would wait for every image of the set
+            raise
     return images

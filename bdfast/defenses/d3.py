@@ -93,8 +93,8 @@ class D3Config:
     """max(0, CE - eps) of every "sample" [R], or of the "batch" mean [P eq. 4]."""
 
     layers: Literal["classifier"] | Sequence[str] = "classifier"
-    """theta_s: the weights of the linear layers that end the network [P], or of every Linear and Conv2d inside the
-    modules named."""
+    """theta_s: the weights of the linear layers that end the network [P], of every head where a distilled DeiT or LeViT
+    averages two; or of every Linear and Conv2d inside the modules named."""
 
     loss_scale: float | Literal["auto"] = "auto"
     """c > 0, factor of the whole objective, hence of the step. "auto": 1 / (lambda + 1) if lambda > 1, else 1 [R]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 from torch.nn.modules import activation, dropout
 
@@ -28,7 +30,8 @@ def classifier_layers(model: nn.Module, where: str = "classifier_layers") -> lis
 
     The run is interrupted by anything but activations, dropout, flatten and identity. What stands behind the last
     linear layer and has no parameters (a loss, a pool that was registered late) does not matter, and neither does a
-    wrapper around the model: PreAct-ResNet gives 1 layer, VGG 3, a vision transformer its head and no attention.
+    wrapper around the model: PreAct-ResNet gives 1 layer, VGG 3, a vision transformer its head and no attention. Of
+    heads side by side, whose logits a distilled DeiT or LeViT averages, all count: see :func:`classifier_heads`.
 
     Raises:
         ValueError: the model does not end in a linear layer.
@@ -52,7 +55,61 @@ def classifier_layers(model: nn.Module, where: str = "classifier_layers") -> lis
     if not run:
         remedy = "name the layers to use explicitly"
         raise ValueError(message(where, "model", "a model that ends in nn.Linear", "none", remedy))
-    return run
+    found = dict(run)
+    return [*((name, layer) for name, layer in _beside(model, run[-1][0]) if name not in found), *run]
+
+
+def classifier_heads(model: nn.Module, where: str = "classifier_heads") -> list[tuple[str, nn.Linear]]:
+    """Those of :func:`classifier_layers` that put out logits: the last one, and its like side by side with it.
+
+    Raises:
+        ValueError: the model does not end in a linear layer.
+
+    Example:
+        >>> class Distilled(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))
+        ...         self.head_dist = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))
+        ...     def forward(self, x):
+        ...         return (self.head(x) + self.head_dist(x)) / 2
+        >>> [name for name, layer in classifier_heads(Distilled())]
+        ['head.1', 'head_dist.1']
+    """
+    name, layer = classifier_layers(model, where)[-1]
+    return [*_beside(model, name), (name, layer)]
+
+
+def _beside(model: nn.Module, name: str) -> list[tuple[str, nn.Linear]]:
+    """Linear layers that stand as the one named does, in modules just before its own and made alike.
+
+    A module with one matrix, from D to K features, cannot follow on another like it unless D = K: so these are heads
+    side by side and no layers in a row.
+    """
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    if layer.in_features == layer.out_features:
+        return []
+    parts = name.split(".") if name else []
+    for depth in reversed(range(len(parts))):
+        parent, inner = model.get_submodule(".".join(parts[:depth])), parts[depth + 1 :]
+        own = parent.get_submodule(parts[depth])
+        if sum(p.ndim > 1 for p in own.parameters()) != 1:
+            break
+        alike: list[str] = []
+        for key, other in parent.named_children():
+            if key == parts[depth]:
+                break
+            alike = [*alike, key] if _is_like(other, own) else []
+        if alike:
+            paths = [".".join([*parts[:depth], key, *inner]) for key in alike]
+            return [(path, cast(nn.Linear, model.get_submodule(path))) for path in paths]
+    return []
+
+
+def _is_like(other: nn.Module, own: nn.Module) -> bool:
+    shapes = [{key: p.shape for key, p in module.named_parameters()} for module in (other, own)]
+    return other is not own and type(other) is type(own) and shapes[0] == shapes[1]
 
 
 def _units(model: nn.Module) -> list[tuple[str, nn.Module]]:

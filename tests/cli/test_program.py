@@ -40,8 +40,18 @@ def test_version_and_help(bdfast: Run) -> None:
         page = bdfast(command.name, "--help")
         assert page.code == 0
         assert f"bdfast {command.name}" in page.out
-        assert "exit codes: 0 done, 1 a finding" in page.out
+        one = f" 1 {command.finding}," if command.finding else ""
+        assert f"\nexit codes: 0 done,{one} 2 failed, 130 interrupted\n" in page.out
         assert max(map(len, page.out.splitlines())) <= 120
+    assert "exit codes: 0 done, 1 a finding (doctor and bench), 2 failed, 130 interrupted" in overview.out
+    for words in (["defend", "d3"], ["score", "sce"], ["bb", "ft"]):
+        assert bdfast(*words, "--help").out.endswith("\nexit codes: 0 done, 2 failed, 130 interrupted\n")
+
+
+def test_what_may_end_with_1() -> None:
+    """Every module that speaks of a finding says so in its help, and no other."""
+    speaking = {command.name for command in COMMANDS if "FINDING" in vars(sys.modules[command.run.__module__])}
+    assert speaking == {command.name for command in COMMANDS if command.finding} == {"doctor", "bench"}
 
 
 def test_no_or_unknown_command(bdfast: Run) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from bdfast import attacks, models
+from bdfast.cli.commands import defend
 from bdfast.data import load, read_index
 from bdfast.integrations.backdoorbench import convert, read_artefact, read_metrics, save_record
 from bdfast.integrations.backdoorbench.converted import sha256
@@ -165,6 +166,22 @@ def test_defend_into_the_record(defense: str, record: Path, bdfast: Run) -> None
         assert read_index(folder / "log" / "index.txt").tolist() == [98, 194, 107, 10, 66, 130, 124, 103, 77, 122]
     else:
         assert "ignores them" in outcome.err
+
+
+def test_interrupted_while_the_record_is_written(
+    record: Path, bdfast: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then there are results, and the message does not say otherwise."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(defend, "write_into_record", stop)
+    words = ["--model", record, *BASE, "--set=epochs=1", "--report=none", "--record", "--out", tmp_path]
+    outcome = bdfast("defend", "ft", *words)
+    assert outcome.code == 130
+    assert f"interrupted: the results are in {tmp_path}, those of the record are not complete" in outcome.err
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_record_option_needs_a_record(attack_dir: Path, bdfast: Run, tmp_path: Path) -> None:

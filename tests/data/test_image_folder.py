@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 import bdfast.data
+from bdfast.data import decode
 from tests.data.conftest import random_pixels, save
 
 
@@ -124,3 +126,21 @@ def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for index in range(40):
             save(tmp_path / part / "a" / f"{index}.png", np.full((4, 4, 3), index, np.uint8))
     assert bdfast.data.load(tmp_path).train[0][:, 0, 0, 0].tolist() == list(range(40))
+
+
+def test_an_interruption_does_not_wait_for_every_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    opened = []
+
+    def open_image(index: int) -> BinaryIO:
+        opened.append(index)
+        return (tmp_path / "x.png").open("rb")
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decode, "CHUNK", 1)
+    monkeypatch.setattr(decode, "enumerate", interrupt, raising=False)  # as soon as the threads have begun
+    with pytest.raises(KeyboardInterrupt):
+        decode.decode_all(5000, open_image, str, None)
+    assert len(opened) < 2500

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bdfast.errors import LabelRangeError
 from bdfast.runtime import Augment, ResidentData
 from bdfast.training.loop import epoch_seed
 from tests.defenses.conftest import Split, Victim
+from tests.models.test_classifier import Distilled, NormLinear
 
 QUICK = D3Config(epochs=3, batch_size=8, augment="none")
 
@@ -251,6 +253,20 @@ def test_layers_by_name_take_what_is_inside(tiny: Split) -> None:
         torch.testing.assert_close(w.norm(), w0.norm(), rtol=1e-6, atol=0)
         assert (w - w0).norm() > 0.5 * w0.norm()
     assert not torch.equal(result.model[2].bias, model[2].bias)
+
+
+@pytest.mark.parametrize("head", [lambda: NormLinear(4, 3), lambda: nn.Linear(4, 3)])
+def test_both_heads_of_a_distilled_model_move(tiny: Split, head: Callable[[], nn.Module]) -> None:
+    """One that stayed would keep half of the backdoor's logits."""
+    model = Distilled(head, head).eval()
+    result = d3(model, tiny, quick(warm_up="far"))
+    before, after = model.state_dict(), result.model.state_dict()
+    assert {name.split(".")[0] for name in result.layers} == {"head", "head_dist"}
+    for name in result.layers:
+        distance, norm = (result.history[-1][key][name] for key in ("distance", "norm"))
+        assert norm == pytest.approx(float(before[f"{name}.weight"].norm()), rel=1e-5)
+        assert distance == pytest.approx(float((after[f"{name}.weight"] - before[f"{name}.weight"]).norm()), rel=1e-4)
+        assert distance > norm
 
 
 def test_wrong_layers(mlp: nn.Sequential, tiny: Split) -> None:

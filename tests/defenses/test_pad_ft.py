@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from bdfast.defenses.pad_ft.bounds import Suspects, fit_bounds, starting_bounds,
 from bdfast.defenses.pad_ft.head import Draw
 from bdfast.errors import LabelRangeError
 from bdfast.runtime.resident import ResidentData
+from tests.models.test_classifier import Distilled, NormLinear
 
 from .conftest import Split, Victim
 
@@ -452,3 +453,17 @@ def test_bfloat16_is_close_and_leaves_step_1_alone(victim: Victim) -> None:
         torch.testing.assert_close(half.bounds[name], z, rtol=0.1, atol=0.1)
     with pytest.raises(ValueError, match="`precision` expected"):
         PadFTConfig(precision="fp16")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [
+        (lambda: NormLinear(4, 3), "`head.linear` and `head_dist.linear`"),
+        (lambda: nn.Linear(4, 3), "`head` and `head_"),
+    ],
+)
+def test_two_heads_are_refused_by_name(head: Callable[[], nn.Module], named: str) -> None:
+    """Distilled networks average two: there is no one last layer to score and to tune."""
+    data = torch.rand(6, 1, 3, 4), torch.arange(6) % 3
+    with pytest.raises(ValueError, match=f"straight from its last linear layer, got what {named}.* take d3, which"):
+        pad_ft(Distilled(head, head).eval(), data, PadFTConfig(k=1))

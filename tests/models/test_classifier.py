@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from bdfast import models
 from bdfast.models import classifier_layers
+from bdfast.models.classifier import classifier_heads
 from bdfast.nn import normalized
 
 
@@ -101,6 +105,64 @@ def test_what_stands_behind_the_head_does_not_matter() -> None:
     assert names(Late()) == ["head"]
     assert names(nn.Linear(2, 2)) == [""]
     assert names(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == ["0", "1"]
+
+
+class NormLinear(nn.Module):
+    """timm's head of a LeViT."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(inputs)
+        self.drop = nn.Dropout(0.0)
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.drop(self.bn(x)))
+
+
+class Distilled(nn.Module):
+    """Two heads, whose logits are averaged unless it is distilled."""
+
+    def __init__(self, head: Callable[[], nn.Module], head_dist: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.LayerNorm(4))
+        self.head = head()
+        self.head_dist = head_dist()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return (self.head(x) + self.head_dist(x)) / 2
+
+
+def test_both_heads_of_a_distilled_model() -> None:
+    levit = Distilled(lambda: NormLinear(4, 3), lambda: NormLinear(4, 3))
+    assert names(levit) == ["head.linear", "head_dist.linear"]
+    assert names(normalized(levit, 0.5, 0.25)) == ["model.head.linear", "model.head_dist.linear"]
+    deit = Distilled(lambda: nn.Linear(4, 3), lambda: nn.Linear(4, 3))
+    assert names(deit) == ["head", "head_dist"]
+    inside = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.LayerNorm(4))
+    inside.add_module("classifier", levit)  # as RepViT has them
+    assert names(inside) == ["classifier.head.linear", "classifier.head_dist.linear"]
+    for model in (levit, deit, inside):
+        assert [name for name, _ in classifier_heads(model)] == names(model)
+
+
+def test_layers_in_a_row_are_no_heads_side_by_side() -> None:
+    def block(*sizes: int) -> nn.Sequential:
+        pairs = [(nn.BatchNorm1d(a), nn.Linear(a, b)) for a, b in itertools.pairwise(sizes)]
+        return nn.Sequential(*(module for pair in pairs for module in pair))
+
+    assert names(nn.Sequential(block(4, 4), block(4, 4))) == ["1.1"]  # one feeds the other
+    assert names(nn.Sequential(block(4, 8, 4), block(4, 8, 4))) == ["1.3"]
+    assert names(nn.Sequential(block(4, 3), nn.LayerNorm(3), block(4, 3))) == ["2.1"]  # not side by side
+    assert names(nn.Sequential(block(5, 3), block(4, 3))) == ["1.1"]  # an auxiliary head of an inner layer
+    mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert [name for name, _ in classifier_heads(mlp)] == ["2"]
+
+
+def test_a_head_that_the_model_has_twice_counts_once() -> None:
+    one = NormLinear(4, 3)
+    assert len(names(Distilled(lambda: one, lambda: one))) == 1
 
 
 def test_models_without_a_linear_head() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bdfast.cli.command import Command
+from bdfast.cli.command import Command, exit_codes
 from bdfast.cli.commands.defend import DefendSettings, defend
 from bdfast.cli.defenses import DEFENSES, Defense
 from bdfast.cli.settings import Given
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A command of its own for each defense."""
     kinds = parser.add_subparsers(title="defenses", metavar="DEFENSE", required=True, dest="defense")
     for defense in DEFENSES:
-        one = kinds.add_parser(defense.name, help=defense.summary, allow_abbrev=False)
+        one = kinds.add_parser(defense.name, help=defense.summary, epilog=exit_codes(), allow_abbrev=False)
         add_common_arguments(one, defense.name)
         one.add_argument("--data", metavar="DATA", help="the base data, in place of DATASET_PATH/DATASET")
         one.add_argument("--limit", metavar="N,M", help="most base images, if the record was made from the first ones")

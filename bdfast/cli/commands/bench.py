@@ -88,4 +88,5 @@ COMMAND = Command(
     example="  bdfast bench\n  bdfast bench sce kl --compile --out ops.json",
     add_arguments=add_arguments,
     run=run,
+    finding="an op is wrong",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bdfast.cli.command import DONE, Command
+from bdfast.cli.outputs import results_folder
 from bdfast.integrations.backdoorbench import convert
 
 
@@ -21,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, and say what is to be said."""
-    for note in convert(options.file, options.out, unsafe_pickle=options.unsafe_pickle):
-        print(f"note: {note}")
+    with results_folder("bdfast convert", options.out, argument="DIR") as folder:
+        notes = convert(options.file, folder, unsafe_pickle=options.unsafe_pickle)
+    print("".join(f"note: {note}\n" for note in notes), end="")
     print(f"results in {options.out}")
     return DONE
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bdfast import models
 from bdfast.attacks import PoisonedData
-from bdfast.cli.command import DONE, Command
+from bdfast.cli.command import DONE, Command, exit_codes
 from bdfast.cli.defenses import DEFENSES, Defense
 from bdfast.cli.environment import versions
 from bdfast.cli.inputs import (
@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             defense.name,
             help=defense.summary,
             description=f"Run {defense.name}: {defense.summary}.",
-            epilog=document(defense.config, f"settings of {defense.name}"),
+            epilog=f"{document(defense.config, f'settings of {defense.name}')}\n\n{exit_codes()}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -162,7 +162,7 @@ def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str 
         out = out or str(target / "defense" / defense.name)
     if out is None:
         raise ValueError(message(where, "--out", "a folder for the results", "none", "pass --out DIR"))
-    with results_folder(where, out) as folder:
+    with results_folder(where, out, kept=defense.keeps) as folder:
         job = load_job(where, chosen)
         if defense.save is not None:
             text, note = _make_data(defense, job, Path(out) / RESUME_FILE, folder)
@@ -176,7 +176,10 @@ def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str 
             text = table(rates)
             note = make_report(chosen.settings.report, folder, _report(defense, job, result, rates, resolved))
     if target is not None and defense.save is None:
-        write_into_record(target, defense, job, result, before, after)
+        try:
+            write_into_record(target, defense, job, result, before, after)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(f"the results are in {out}, those of the record are not complete") from interrupt
     print(text)
     print(f"\nresults in {out}" + (f"\n{note}" if note else ""))
     return DONE
@@ -213,8 +216,9 @@ def load_job(where: str, plan: Plan[DefendSettings]) -> Job:
 
 def apply(defense: Defense, job: Job, resume: Path) -> Any:
     """Run the defense on what it needs."""
-    if resume.exists():
-        print(f"continuing from {resume}", file=sys.stderr)
+    for path in map(resume.with_name, defense.keeps):
+        if path.exists():
+            print(f"continuing from {path}", file=sys.stderr)
     return defense.function(
         *(PROVIDERS[need](job) for need in defense.needs),
         job.plan.config,

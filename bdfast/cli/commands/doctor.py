@@ -134,4 +134,5 @@ COMMAND = Command(
     example="  bdfast doctor\n  bdfast doctor --json > doctor.json\n  bdfast doctor --artefact record/badnet_0_1",
     add_arguments=add_arguments,
     run=run,
+    finding="a finding",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bdfast.attacks import PoisonedData
-from bdfast.cli.command import DONE, Command
+from bdfast.cli.command import DONE, Command, exit_codes
 from bdfast.cli.environment import versions
 from bdfast.cli.inputs import CONFIG_FILE, DataSettings, LoadedModel, ModelSettings
 from bdfast.cli.outputs import results_folder, write_json
@@ -67,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             scorer.name,
             help=scorer.summary,
             description=f"Score the training set: {scorer.summary}.",
-            epilog=document(scorer.config, f"settings of {scorer.name}"),
+            epilog=f"{document(scorer.config, f'settings of {scorer.name}')}\n\n{exit_codes()}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -94,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(where: str, scorer: Scorer, plan: Plan[ScoreSettings], out: Path, ranks: Ranks) -> int:
-    with results_folder(where, out) as folder:
+    with results_folder(where, out, kept=(KEPT,)) as folder:
         job = load_job(where, plan)
         began = time.perf_counter()
         table = score(scorer, job, out, ranks)
@@ -107,7 +106,6 @@ def _run(where: str, scorer: Scorer, plan: Plan[ScoreSettings], out: Path, ranks
         write_json(folder / CONFIG_FILE, resolved)
         write_json(folder / "summary.json", {**summary, "seconds": seconds})
         note = make_report(plan.settings.report, folder, _report(scorer, job, table, resolved, seconds))
-    shutil.rmtree(out / KEPT, ignore_errors=True)
     print("\n".join(f"{name:<24} {_text(value)}" for name, value in summary.items()))
     print(f"\nresults in {out}" + (f"\n{note}" if note else ""))
     return DONE

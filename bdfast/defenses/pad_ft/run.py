@@ -18,7 +18,7 @@ from bdfast.defenses.pad_ft.bounds import Suspects, frozen_copy, observe, starti
 from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.defenses.pad_ft.scores import Scores, score
 from bdfast.errors import message
-from bdfast.models import classifier_layers
+from bdfast.models.classifier import classifier_heads, classifier_layers
 from bdfast.nn import clip_activations
 from bdfast.nn.clip_activations import ClippedModel
 from bdfast.nn.normalize import normalized, statistics
@@ -189,9 +189,10 @@ def _probe(run: Run) -> Tensor:
             hidden, output = features(x)
     logits = logits_of("pad_ft", output, len(images))
     if hidden.ndim != 2 or not torch.allclose(run.layer(hidden), logits, rtol=1e-3, equal_nan=True):
-        expected, got = (
-            "logits that come straight from its last linear layer",
-            f"something else behind `{run.layer_name}`",
-        )
-        raise ValueError(message("pad_ft", "model", expected, got, "return the logits themselves"))
+        expected = "logits that come straight from its last linear layer"
+        got, remedy = f"something else behind `{run.layer_name}`", "return the logits themselves"
+        if len(beside := [f"`{name}`" for name, _ in classifier_heads(run.work, "pad_ft")]) > 1:
+            got = f"what {' and '.join(beside)} put out together"
+            remedy = "take d3, which moves every head, or a copy of the model that returns the logits of one"
+        raise ValueError(message("pad_ft", "model", expected, got, remedy))
     return logits

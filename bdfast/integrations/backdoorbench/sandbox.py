@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bdfast.errors import message, printable
-from bdfast.integrations.backdoorbench.restricted.refused import Kind
+from bdfast.integrations.backdoorbench.restricted.refused import SYSTEM, Kind
 
 T = TypeVar("T")
 
@@ -106,6 +106,7 @@ def read_artefact(
         FileNotFoundError: no such file.
         ArtefactError: the file names code, contradicts itself, exceeds a limit or holds what is not read; the message
             names file and field.
+        OSError: the file may not be read, or there is no room for what it holds in the folder of temporary files.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +118,7 @@ def read_artefact(
     if not path.is_file():
         got = "a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(message(where, str(path), "a file of torch.save", got, "check the path"))
-    with tempfile.TemporaryDirectory(prefix="bdfast-read-") as out:
+    with path.open("rb"), tempfile.TemporaryDirectory(prefix="bdfast-read-") as out:  # if we may read it, so may it
         _run(path, Path(out), where, limits)
         return _rebuild(path, Path(out), where)
 
@@ -141,6 +142,8 @@ def _run(path: Path, out: Path, where: str, limits: Limits) -> None:
     except subprocess.TimeoutExpired:
         expected, remedy = f"to be read within {limits.seconds} s", "raise the limit if you know the file"
         raise ArtefactError(where, path, "the file", "limit", expected, "more", remedy) from None
+    if done.returncode > SYSTEM:
+        raise OSError(done.returncode - SYSTEM, os.strerror(done.returncode - SYSTEM), str(out.parent))
     if done.returncode != 0:
         expected, got = "a file that can be read", f"a reader that ended with {done.returncode}"
         raise ArtefactError(where, path, "the file", "damaged", expected, got, "fetch or save the file again")
@@ -240,4 +243,5 @@ def _native(raw: NDArray[np.uint8], dtype: np.dtype[Any]) -> NDArray[Any]:
 def _unpacked(raw: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """[H, W, 1] of 0 and 255 from eight pixels a byte."""
     bits = np.unpackbits(raw.reshape(height, -1), axis=1)[:, :width]
-    return (bits * np.uint8(255))[:, :, None]
+    levels: NDArray[np.uint8] = bits * np.uint8(255)
+    return levels[:, :, None]

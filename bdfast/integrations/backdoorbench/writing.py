@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bdfast.attacks import PoisonedData, TriggeredData
 from bdfast.data import write_index
 from bdfast.errors import message, optional_import
+from bdfast.files import naming
 from bdfast.integrations.backdoorbench.metrics_file import write_metrics
 from bdfast.integrations.backdoorbench.record import ATTACK_RESULT
 from bdfast.integrations.backdoorbench.stored import StoredRecord, StoredSet
@@ -219,9 +220,11 @@ def _set_state(folder: Path, part: StoredSet, name: str, in_memory: bool) -> dic
         if in_memory:
             entries[index] = (image, label, original)
             continue
-        (folder / name / str(original)).mkdir(parents=True, exist_ok=True)
+        file = folder / name / str(original) / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
         # Not atomic_write: thousands of syncs would take minutes, and no reader looks here before attack_result.pt.
-        image.save(folder / name / str(original) / f"{index}.png", format="PNG")
+        with naming(file):
+            image.save(file, format="PNG")
         entries[index] = {"path": f"{base}/{original}/{index}.png", "other_info": [label, original]}
     return {
         "bd_data_container": {"save_folder_path": base, "data_dict": entries, "save_file_format": ".png"},

@@ -15,7 +15,7 @@ from typing import Any
 
 from .container import read
 from .describe import Describer
-from .refused import Refused
+from .refused import SYSTEM, Refused
 
 _FORBIDDEN = (
     "socket.", "subprocess.", "ctypes.", "pickle.", "marshal.", "os.system", "os.exec", "os.fork", "os.posix_spawn",
@@ -25,18 +25,21 @@ _FORBIDDEN = (
 
 
 def main(arguments: list[str]) -> int:
-    """Read one file; 0 if a description or a refusal was written."""
+    """Read one file; 0 if a description or a refusal was written, :data:`SYSTEM` + errno if the system let neither."""
     file, out, limits = arguments[0], arguments[1], json.loads(arguments[2])
     try:
-        confine(limits)
-        answer = describe(file, out, limits)
-    except Refused as refused:
-        reasons = (refused.kind, refused.field, refused.expected, refused.got, refused.remedy)
-        answer = {"refused": [reason[:400] for reason in reasons]}
-    except MemoryError:
-        answer = {"refused": ["limit", "the file", "to fit the memory that is allowed", "more", "raise the limit"]}
-    with open(os.path.join(out, "description.json"), "w", encoding="utf-8") as stream:
-        json.dump(answer, stream, allow_nan=False, check_circular=False)
+        try:
+            confine(limits)
+            answer = describe(file, out, limits)
+        except Refused as refused:
+            reasons = (refused.kind, refused.field, refused.expected, refused.got, refused.remedy)
+            answer = {"refused": [reason[:400] for reason in reasons]}
+        except MemoryError:
+            answer = {"refused": ["limit", "the file", "to fit the memory that is allowed", "more", "raise the limit"]}
+        with open(os.path.join(out, "description.json"), "w", encoding="utf-8") as stream:
+            json.dump(answer, stream, allow_nan=False, check_circular=False)
+    except OSError as error:  # on a full disk there is no other way to say so
+        return SYSTEM + (error.errno or 0)
     return 0
 
 
@@ -58,8 +61,7 @@ def confine(limits: dict[str, int]) -> None:
             resource.RLIMIT_CORE: 0,
         }
         for kind, value in wanted.items():
-            hard = resource.getrlimit(kind)[1]
-            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            bound = min([value, *(own for own in resource.getrlimit(kind) if own != resource.RLIM_INFINITY)])
             resource.setrlimit(kind, (bound, bound))
     "".encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass")  # look codecs up before imports are forbidden
     "".encode("latin-1").decode("ascii")

@@ -6,6 +6,8 @@ from typing import Literal
 
 Kind = Literal["code", "damaged", "limit", "unsupported"]
 
+SYSTEM = 64  # exit codes of the process that reads: above this, the system's errno
+
 
 class Refused(Exception):
     """A file, or a part of it, that is not read.

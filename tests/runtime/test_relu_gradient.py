@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdfast.backends.availability import runs_triton
+from bdfast.backends.availability import runs_cpp, runs_triton
 from bdfast.runtime import relu_gradient as module
 from bdfast.runtime.relu_gradient import every, relu_gradient
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+needs_kernel = pytest.mark.skipif(
+    runs_triton(torch.empty(0, device=DEVICE)) is not None and runs_cpp(torch.empty(0, device=DEVICE)) is not None,
+    reason="needs Triton, or bdfast._C",
+)
 needs_triton = pytest.mark.skipif(runs_triton(torch.empty(0, device=DEVICE)) is not None, reason="needs Triton")
 
 SHAPES = [(2, 64, 4, 4), (3, 5, 7, 3), (1, 1, 1, 1), (2, 24, 3, 5), (5, 72, 1, 1), (2, 3, 40, 33), (0, 8, 4, 4)]
@@ -43,7 +47,7 @@ def assert_same(got: Tensor | None, wanted: Tensor) -> None:
     torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)
 
 
-@needs_triton
+@needs_kernel
 @pytest.mark.usefixtures("poisoned_empty")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
@@ -52,6 +56,8 @@ def test_a_sum_is_that_of_pytorch(shape: tuple[int, ...], order: torch.memory_fo
     y, first, second = (draw(shape, seed, dtype, order) for seed in range(3))
     got = relu_gradient(y, (first, second))
     assert_same(got, plain(y, first, second))
+    assert_same(relu_gradient(y, (second,)), torch.ops.aten.threshold_backward(second, y, 0))
+    assert_same(relu_gradient(y, (first.contiguous(), second)), plain(y, first, second))
     assert got is not None
     assert got.numel() == 0 or got.is_contiguous(memory_format=order)
 

@@ -30,7 +30,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
-from bdfast.ops.autograd import once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable
 from bdfast.ops.clipped_relu import BACKWARD, bit_addresses, clip, wanted
 from bdfast.ops.precision import compute_dtype, in_precision_of
 from bdfast.ops.rows import DTYPE_CODE
@@ -90,8 +90,7 @@ def batch_norm_clipped_relu(
     need_x = torch.is_grad_enabled() and x.requires_grad
     need_bound = torch.is_grad_enabled() and z is not None and z.requires_grad
     if need_x or need_bound:
-        apply = cast(Any, _BatchNormClippedRelu.apply)  # torch does not annotate it
-        return cast(Tensor, apply(x, z, mean, var, w, b, eps, limit, need_x, need_bound, wish))
+        return cast(Tensor, apply(_BatchNormClippedRelu, x, z, mean, var, w, b, eps, limit, need_x, need_bound, wish))
     return cast(Tensor, FORWARD(x, mean, var, w, b, eps, z, limit, False, False, wish)[0])
 
 

@@ -30,7 +30,7 @@ On a CPU the second read of a plane, both ways, is from a cache where the values
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
-from bdfast.ops.autograd import once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable
 from bdfast.ops.precision import compute_dtype, in_precision_of
 from bdfast.ops.rows import DTYPE_CODE
 from bdfast.ops.validation import check_number
@@ -117,8 +117,7 @@ def batch_norm_relu(
             raise ValueError(message(NAME, name, expected, str(value), "pass that of the batch norm"))
     inputs = (x, w, b, residual, running_mean, running_var, float(momentum), float(eps), relu, requested(backend, NAME))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b, residual)):
-        apply = cast(Any, _BatchNormReLU.apply)  # torch does not annotate it
-        return BatchNormed(*apply(*inputs))
+        return BatchNormed(*apply(_BatchNormReLU, *inputs))
     return BatchNormed(*FORWARD(*inputs)[:3])
 
 

@@ -23,7 +23,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.autograd import once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import (
     DTYPE_CODE,
@@ -91,8 +91,7 @@ def hinge_cross_entropy(
         )
     wish = requested(backend, NAME)
     if torch.is_grad_enabled() and logits.requires_grad:
-        apply = cast(Any, _HingeCrossEntropy.apply)  # torch does not annotate it
-        return cast(Tensor, apply(logits, target, margin, reduction, hinge, wish))
+        return cast(Tensor, apply(_HingeCrossEntropy, logits, target, margin, reduction, hinge, wish))
     return cast(Tensor, FORWARD(logits, target, margin, reduction, hinge, wish)[0])
 
 

@@ -25,9 +25,18 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.autograd import once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable
 from bdfast.ops.precision import compute_dtype, upcast
-from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, label_logit, label_mask, reduce_rows
+from bdfast.ops.rows import (
+    DTYPE_CODE,
+    REDUCTIONS,
+    classes_contiguous,
+    label_logit,
+    label_mask,
+    makes_gradient_ahead,
+    reduce_rows,
+    scale_ahead_,
+)
 from bdfast.ops.sce_margin import margin_of, other_classes
 
 NAME = "sce_loss"
@@ -87,7 +96,7 @@ def sce_loss(
     function: Any = _SceLoss if clamp is None else _ClampedSceLoss
     options = (alpha, beta * -log_zero) if clamp is None else (alpha, beta, log_zero, clamp)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return cast(Tensor, function.apply(logits, target, *options, reduction, wish))
+        return cast(Tensor, apply(function, logits, target, *options, reduction, wish))
     op = FORWARD if clamp is None else CLAMPED_FORWARD
     return cast(Tensor, op(logits, target, *options, reduction, wish)[0])
 
@@ -97,15 +106,25 @@ class _SceLoss(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, alpha: float, reverse: float, reduction: str, backend: str
     ) -> Tensor:
-        loss, stats = FORWARD(logits, target, alpha, reverse, reduction, backend)
+        options = (alpha, reverse, reduction, backend)
+        ctx.ahead = None
+        if reduction != "none" and makes_gradient_ahead(logits, FORWARD, backend):
+            loss, stats, ctx.ahead = FORWARD_WITH_GRADIENT(logits, target, *options)
+        else:
+            loss, stats = FORWARD(logits, target, *options)
         ctx.save_for_backward(logits, target, stats)
-        ctx.options = (alpha, reverse, reduction, backend)
+        ctx.options = options
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return BACKWARD(grad_loss, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
+        grad, ctx.ahead = ctx.ahead, None  # given away: a second backward of a retained graph makes its own
+        if grad is None:
+            grad = BACKWARD(grad_loss, *ctx.saved_tensors, *ctx.options)
+        else:
+            grad = scale_ahead_(grad, grad_loss)
+        return grad, None, None, None, None, None
 
 
 class _ClampedSceLoss(torch.autograd.Function):
@@ -166,6 +185,19 @@ def reference_backward(
     return torch.where(label_mask(z, target), -weight, weight * share).to(logits.dtype)
 
 
+def reference_with_gradient(
+    logits: Tensor,  # [N, C]
+    target: Tensor,  # [N]
+    alpha: float,
+    reverse: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, statistics, and the gradient for an incoming gradient of 1."""
+    loss, stats = reference(logits, target, alpha, reverse, reduction)
+    grad = reference_backward(torch.ones_like(loss), logits, target, stats, alpha, reverse, reduction)
+    return loss, stats, grad
+
+
 def _softplus(margin: Tensor) -> Tensor:
     """``log(1 + e^m)`` to the last bit of relative accuracy (PyTorch's own is linear beyond a threshold)."""
     return margin.clamp_min(0.0) + (-margin.abs()).exp().log1p()
@@ -211,18 +243,27 @@ def clamped_reference_backward(
 # --- compiled implementations ----------------------------------------------------------------------------------------
 
 
-def _cpp(logits: Tensor, target: Tensor, alpha: float, reverse: float, reduction: str) -> tuple[Tensor, Tensor]:
+def _cpp(
+    logits: Tensor, target: Tensor, alpha: float, reverse: float, reduction: str, grad: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     z, y = classes_contiguous(logits), target.contiguous()
     n, c = z.shape
     loss = torch.empty((n,) if reduction == "none" else (), dtype=torch.float32)
     stats = torch.empty((n, 2), dtype=torch.float32)
     outside = native().sce_loss_fwd(
         z.data_ptr(), DTYPE_CODE[z.dtype], n, c, z.stride(0), y.data_ptr(), alpha, reverse,
-        REDUCTIONS.index(reduction), loss.data_ptr(), stats.data_ptr(),
+        REDUCTIONS.index(reduction), loss.data_ptr(), stats.data_ptr(), 0 if grad is None else grad.data_ptr(),
     )  # fmt: skip
     if outside >= 0:
         validation.raise_label_range(NAME, target, c, outside)
     return loss, stats
+
+
+def _cpp_with_gradient(
+    logits: Tensor, target: Tensor, alpha: float, reverse: float, reduction: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad = torch.empty(logits.shape, dtype=logits.dtype)
+    return *_cpp(logits, target, alpha, reverse, reduction, grad), grad
 
 
 def _cpp_backward(
@@ -262,6 +303,10 @@ def _fake(logits: Tensor, target: Tensor, alpha: float, reverse: float, reductio
     return _fake_loss(logits, reduction), logits.new_empty((logits.shape[0], 2), dtype=compute_dtype(logits))
 
 
+def _fake_with_gradient(logits: Tensor, *arguments: Any) -> Any:
+    return *_fake(logits, *arguments), torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+
+
 def _fake_clamped(logits: Tensor, *options: Any) -> Any:
     return _fake_loss(logits, options[-2]), logits.new_empty(logits.shape, dtype=compute_dtype(logits))
 
@@ -280,6 +325,19 @@ FORWARD = Op(
         Implementation("cpp", _cpp, runs_cpp),
         Implementation("triton", _triton, runs_triton),
         Implementation("reference", reference, always),
+    ),
+)
+
+FORWARD_WITH_GRADIENT = Op(
+    name="sce_loss_fwd_grad",
+    public=NAME,
+    schema="(Tensor logits, Tensor target, float alpha, float reverse, str reduction, str backend) -> "
+    "(Tensor, Tensor, Tensor)",
+    fake=_fake_with_gradient,
+    key=lambda logits, *_: logits,
+    implementations=(
+        Implementation("cpp", _cpp_with_gradient, runs_cpp),
+        Implementation("reference", reference_with_gradient, always),
     ),
 )
 

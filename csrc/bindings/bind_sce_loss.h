@@ -20,10 +20,11 @@ SceLossArgs sce_loss_args(uintptr_t logits, int dtype, int64_t rows, int64_t cla
 }
 
 int64_t sce_loss_fwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride, uintptr_t target,
-                     float alpha, float reverse, int reduction, uintptr_t loss, uintptr_t stats) {
+                     float alpha, float reverse, int reduction, uintptr_t loss, uintptr_t stats,
+                     uintptr_t grad_logits) {
   const auto args = sce_loss_args(logits, dtype, rows, classes, row_stride, target, alpha, reverse);
   return BDFAST_CALL_BEST(sce_loss_fwd, args, static_cast<Reduction>(reduction), pointer<float>(loss),
-                          pointer<float>(stats));
+                          pointer<float>(stats), pointer<void>(grad_logits));
 }
 
 void sce_loss_bwd(uintptr_t logits, int dtype, int64_t rows, int64_t classes, int64_t row_stride, uintptr_t target,

@@ -21,9 +21,10 @@ struct SceLossArgs {
 };
 
 // Writes `stats` [N, 2] = (maximum, sum of exp(z - maximum)) over the classes that are not the label, and `loss`: [N]
-// for Reduction::none, else one float. Returns the index of the first row whose target lies outside [0, C), or -1;
-// nothing of use is written in that case.
-BDFAST_DECLARE_CPU_KERNEL(int64_t sce_loss_fwd(const SceLossArgs& args, Reduction reduction, float* loss, float* stats))
+// for Reduction::none, else one float. Where `grad_logits` is not null it gets the gradient for an incoming gradient of 1.
+// Returns the index of the first row whose target lies outside [0, C), or -1; nothing of use is written in that case.
+BDFAST_DECLARE_CPU_KERNEL(int64_t sce_loss_fwd(const SceLossArgs& args, Reduction reduction, float* loss, float* stats,
+                                               void* grad_logits))
 
 // Writes `grad_logits` [N, C], contiguous, of the same dtype. `grad_loss` is [N] for Reduction::none, else one float.
 BDFAST_DECLARE_CPU_KERNEL(void sce_loss_bwd(const SceLossArgs& args, Reduction reduction, const float* grad_loss,

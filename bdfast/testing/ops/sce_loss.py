@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdfast.ops.sce_loss import BACKWARD, FORWARD, sce_loss
+from bdfast.ops.sce_loss import BACKWARD, FORWARD, FORWARD_WITH_GRADIENT, sce_loss
 from bdfast.testing.draws import seeded
 from bdfast.testing.logits import draw_logits
 from bdfast.testing.suite import Case, Inputs, OpSuite, Outputs
@@ -71,11 +71,10 @@ def eager(inputs: Inputs) -> Outputs:
 
 def _timed(inputs: Inputs, loss: Callable[..., Tensor]) -> Callable[[], Any]:
     logits: Tensor = inputs["logits"].detach().requires_grad_()
-    grad: Tensor = inputs["grad"]
 
     def step() -> None:
         logits.grad = None
-        loss(logits, inputs["target"], **inputs["options"]).backward(grad)  # type: ignore[no-untyped-call]
+        loss(logits, inputs["target"], **inputs["options"]).backward()  # type: ignore[no-untyped-call]
 
     return step
 
@@ -99,6 +98,7 @@ def opcheck_arguments(inputs: Inputs) -> list[tuple[Any, tuple[Any, ...]]]:
     grad = inputs["grad"].to(loss.dtype)
     return [
         (FORWARD.call, (logits, target, *arguments)),
+        (FORWARD_WITH_GRADIENT.call, (logits, target, *arguments)),
         (BACKWARD.call, (grad, logits, target, stats, *arguments)),
     ]
 

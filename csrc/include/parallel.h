@@ -29,7 +29,7 @@ inline int64_t most_threads() {
 }
 
 template <class Body>
-void parallel_chunks(int64_t chunks, int64_t bytes, const Body& body) {
+void parallel_chunks(int64_t chunks, [[maybe_unused]] int64_t bytes, const Body& body) {
 #ifdef _OPENMP
   if (chunks > 1 && bytes > kSerialBytes && omp_get_max_threads() > 1) {
 #pragma omp parallel for schedule(static)

@@ -70,11 +70,7 @@ def _two_readers(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node
     for reader in readers:
         layer = _called(graph, reader)
         reads = sum(argument is node for argument in reader.args)
-        if (
-            type(layer) not in (ConvReLU, SplitConv, StridedPointwise, WinogradConv, nn.Conv2d)
-            or reads != 1
-            or reader.kwargs
-        ):
+        if type(layer) not in _READERS or reads != 1 or reader.kwargs:
             return None
     first, second = sorted(readers, key=lambda reader: isinstance(_called(graph, reader), StridedPointwise))
     return first, second

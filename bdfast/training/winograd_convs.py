@@ -35,14 +35,12 @@ class TrainedConv(nn.Module):
         self,
         x: Tensor,  # [N, C, H, W]
     ) -> Tensor:
-        conv = self.conv
-        single = x.dtype == torch.float32 and conv.weight.dtype == torch.float32
-        if not (conv.training and single and torch.is_grad_enabled()) or torch.is_autocast_enabled("cpu"):
-            y: Tensor = conv(x)
-            return y
-        if not winograd.takes(x, ConvShape.of(conv)):
-            return conv(x)  # type: ignore[no-any-return]
-        return _TrainedConv.apply(x, conv.weight, conv.bias, ConvShape.of(conv))  # type: ignore[no-untyped-call,no-any-return]
+        conv, shape = self.conv, ConvShape.of(self.conv)
+        recorded = conv.training and torch.is_grad_enabled()
+        single = x.dtype == conv.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if recorded and single and winograd.takes(x, shape):
+            return _TrainedConv.apply(x, conv.weight, conv.bias, shape)  # type: ignore[no-untyped-call,no-any-return]
+        return conv(x)  # type: ignore[no-any-return]
 
 
 class _TrainedConv(torch.autograd.Function):

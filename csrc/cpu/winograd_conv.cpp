@@ -13,6 +13,7 @@
 #include "parallel.h"
 #include "winograd_patch.h"
 #include "winograd_product.h"
+#include "workspace.h"
 
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
@@ -30,23 +31,23 @@ BDFAST_ONE_COPY void scatter(const WinogradConv& args, const Tiles& tiles, const
       ((place.image * tiles.out_height + place.row) * tiles.out_width + place.column) * args.outputs + first;
   T* y = static_cast<T*>(args.y) + corner;
   const T* shortcut = args.shortcut == nullptr ? nullptr : static_cast<const T*>(args.shortcut) + corner;
-  for_lanes(last - first, [&](int64_t o) {
-    Lanes half[kTile][kPatch];
+  for_vectors(last - first, [&](int64_t o) {
+    Vector half[kTile][kPatch];
     for (int j = 0; j < kPatch; ++j) {
-      Lanes column[kPatch], u[kTile];
-      for (int i = 0; i < kPatch; ++i) column[i] = load_lanes(m + (i * kPatch + j) * stride + o);
+      Vector column[kPatch], u[kTile];
+      for (int i = 0; i < kPatch; ++i) column[i] = load_vector(m + (i * kPatch + j) * stride + o);
       transform_output(column, u);
       for (int i = 0; i < kTile; ++i) half[i][j] = u[i];
     }
-    const Lanes bias = args.bias == nullptr ? Lanes{} : load_lanes(args.bias + first + o);
+    const Vector bias = args.bias == nullptr ? Vector{} : load_vector(args.bias + first + o);
     for (int i = 0; i < rows; ++i) {
-      Lanes u[kTile];
+      Vector u[kTile];
       transform_output(half[i], u);
       for (int j = 0; j < columns; ++j) {
         const int64_t at = (i * tiles.out_width + j) * args.outputs + o;
-        Lanes value = u[j] + bias;
-        if (shortcut != nullptr) value += load_lanes(shortcut + at);
-        store_lanes(y + at, args.relu ? relu_lanes(value) : value);
+        Vector value = u[j] + bias;
+        if (shortcut != nullptr) value += load_vector(shortcut + at);
+        store_vector(y + at, args.relu ? relu_vector(value) : value);
       }
     }
   });

@@ -13,6 +13,7 @@
 #include "winograd_conv.h"
 #include "winograd_patch.h"
 #include "winograd_product.h"
+#include "workspace.h"
 
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
@@ -21,17 +22,17 @@ namespace {
 constexpr int64_t kFloatsAtOnce = 1024 * 1024;  // of transformed tiles
 constexpr int64_t kLeastTiles = 128;            // that are multiplied at once
 
-// Taps of kLanes outputs from `first` on, one channel; 0 beyond the last output.
-void load_taps(const WinogradPack& args, int64_t first, int64_t channel, Lanes g[kTaps][kTaps]) {
+// Taps of kVector outputs from `first` on, one channel; 0 beyond the last output.
+void load_taps(const WinogradPack& args, int64_t first, int64_t channel, Vector g[kTaps][kTaps]) {
   const int64_t outputs = args.gradient ? args.channels : args.outputs;
   const int64_t lane = args.stride[args.gradient ? 1 : 0], base = channel * args.stride[args.gradient ? 0 : 1];
   for (int i = 0; i < kTaps; ++i) {
     for (int j = 0; j < kTaps; ++j) {
       const int64_t row = args.gradient ? kTaps - 1 - i : i, column = args.gradient ? kTaps - 1 - j : j;
       const float* from = args.weight + base + row * args.stride[2] + column * args.stride[3];
-      float taps[kLanes];
-      for (int64_t l = 0; l < kLanes; ++l) taps[l] = first + l < outputs ? from[(first + l) * lane] : 0.0f;
-      g[i][j] = load_lanes(taps);
+      float taps[kVector];
+      for (int64_t l = 0; l < kVector; ++l) taps[l] = first + l < outputs ? from[(first + l) * lane] : 0.0f;
+      g[i][j] = load_vector(taps);
     }
   }
 }
@@ -43,63 +44,64 @@ BDFAST_ONE_COPY void gather_gradient(const WinogradWeightGradient& args, const T
   const int64_t rows = tiles.out_height - place.row, columns = tiles.out_width - place.column;
   const T* grad = static_cast<const T*>(args.grad) +
                   ((place.image * tiles.out_height + place.row) * tiles.out_width + place.column) * args.outputs;
-  for_lanes(args.outputs, [&](int64_t o) {
-    Lanes half[kPatch][kTile];
+  for_vectors(args.outputs, [&](int64_t o) {
+    Vector half[kPatch][kTile];
     for (int j = 0; j < kTile; ++j) {
-      Lanes y[kTile], u[kPatch];
+      Vector y[kTile], u[kPatch];
       for (int i = 0; i < kTile; ++i)
-        y[i] = i < rows && j < columns ? load_lanes(grad + (i * tiles.out_width + j) * args.outputs + o) : Lanes{};
+        y[i] = i < rows && j < columns ? load_vector(grad + (i * tiles.out_width + j) * args.outputs + o) : Vector{};
       spread_output(y, u);
       for (int i = 0; i < kPatch; ++i) half[i][j] = u[i];
     }
     for (int i = 0; i < kPatch; ++i) {
-      Lanes u[kPatch];
+      Vector u[kPatch];
       spread_output(half[i], u);
-      for (int j = 0; j < kPatch; ++j) store_lanes(m + (i * kPatch + j) * stride + o, u[j]);
+      for (int j = 0; j < kPatch; ++j) store_vector(m + (i * kPatch + j) * stride + o, u[j]);
     }
   });
 }
 
 // One row of a panel, U of kPanel outputs and one channel, places `stride` apart.
 BDFAST_ONE_COPY void pack_channel(const WinogradPack& args, int64_t panel, int64_t channel, float* to, int64_t stride) {
-  for (int64_t lanes = 0; lanes < kPanel; lanes += kLanes) {
-    Lanes g[kTaps][kTaps], half[kPatch][kTaps];
-    load_taps(args, panel * kPanel + lanes, channel, g);
+  for (int64_t first = 0; first < kPanel; first += kVector) {
+    Vector g[kTaps][kTaps], half[kPatch][kTaps];
+    load_taps(args, panel * kPanel + first, channel, g);
     for (int j = 0; j < kTaps; ++j) {
-      const Lanes column[kTaps] = {g[0][j], g[1][j], g[2][j]};
-      Lanes u[kPatch];
+      const Vector column[kTaps] = {g[0][j], g[1][j], g[2][j]};
+      Vector u[kPatch];
       transform_weights(column, u);
       for (int i = 0; i < kPatch; ++i) half[i][j] = u[i];
     }
     for (int i = 0; i < kPatch; ++i) {
-      Lanes u[kPatch];
+      Vector u[kPatch];
       transform_weights(half[i], u);
-      for (int j = 0; j < kPatch; ++j) store_lanes(to + (i * kPatch + j) * stride + lanes, u[j]);
+      for (int j = 0; j < kPatch; ++j) store_vector(to + (i * kPatch + j) * stride + first, u[j]);
     }
   }
 }
 
-void store_taps(float* to, int64_t stride, Lanes value) {
-  if (stride == 1) return store_lanes(to, value);
-  float taps[kLanes];
-  store_lanes(taps, value);
-  for (int64_t l = 0; l < kLanes; ++l) to[l * stride] = taps[l];
+void store_taps(float* to, int64_t stride, Vector value) {
+  if (stride == 1) return store_vector(to, value);
+  float taps[kVector];
+  store_vector(taps, value);
+  for (int64_t l = 0; l < kVector; ++l) to[l * stride] = taps[l];
 }
 
 // g' of one output from U' [36, outputs, width].
 BDFAST_ONE_COPY void collect(const WinogradWeightGradient& args, const float* u, int64_t width, int64_t output) {
   const int64_t place_floats = args.outputs * width;
-  for_lanes(args.channels, [&](int64_t c) {
-    Lanes half[kTaps][kPatch];
+  for_vectors(args.channels, [&](int64_t c) {
+    Vector half[kTaps][kPatch];
     for (int j = 0; j < kPatch; ++j) {
-      Lanes column[kPatch], g[kTaps];
-      for (int i = 0; i < kPatch; ++i) column[i] = load_lanes(u + (i * kPatch + j) * place_floats + output * width + c);
+      Vector column[kPatch], g[kTaps];
+      for (int i = 0; i < kPatch; ++i)
+        column[i] = load_vector(u + (i * kPatch + j) * place_floats + output * width + c);
       collect_weights(column, g);
       for (int i = 0; i < kTaps; ++i) half[i][j] = g[i];
     }
     float* to = args.grad_weight + output * args.stride[0] + c * args.stride[1];
     for (int i = 0; i < kTaps; ++i) {
-      Lanes g[kTaps];
+      Vector g[kTaps];
       collect_weights(half[i], g);
       for (int j = 0; j < kTaps; ++j) store_taps(to + i * args.stride[2] + j * args.stride[3], args.stride[1], g[j]);
     }

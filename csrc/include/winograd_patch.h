@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
 #include "winograd_tile.h"
 
@@ -10,24 +9,6 @@ namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory that a thread keeps for its next call: fresh pages would cost more than the transforms.
-class Workspace {
- public:
-  float* at_least(int64_t floats) {
-    if (floats > size_) {
-      memory_.reset(new float[static_cast<size_t>(floats + kLanes)]);
-      size_ = floats;
-    }
-    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.get());
-    const uintptr_t line = kLanes * sizeof(float);
-    return memory_.get() + ((address + line - 1) / line * line - address) / sizeof(float);
-  }
-
- private:
-  std::unique_ptr<float[]> memory_;
-  int64_t size_ = 0;
-};
 
 struct Tiles {
   Tiles(int64_t images, int64_t height, int64_t width, int64_t padding)
@@ -50,10 +31,10 @@ struct Place {  // of a tile: its image and first output
 
 // body(c) for registers of [0, count), the last of which may overlap the one before it.
 template <class Body>
-inline void for_lanes(int64_t count, const Body& body) {
+inline void for_vectors(int64_t count, const Body& body) {
   int64_t c = 0;
-  for (; c + kLanes <= count; c += kLanes) body(c);
-  if (c < count) body(count - kLanes);
+  for (; c + kVector <= count; c += kVector) body(c);
+  if (c < count) body(count - kVector);
 }
 
 template <class T>
@@ -70,24 +51,24 @@ BDFAST_ONE_COPY void gather(const Patches<T>& from, const Place& place, float* v
   const bool inside = top >= 0 && left >= 0 && top + kPatch <= from.height && left + kPatch <= from.width;
   const int64_t a_row = from.width * from.channels;
   const int64_t corner = (place.image * from.height + top) * a_row + left * from.channels;
-  for_lanes(from.channels, [&](int64_t c) {
-    Lanes half[kPatch][kPatch];
+  for_vectors(from.channels, [&](int64_t c) {
+    Vector half[kPatch][kPatch];
     for (int j = 0; j < kPatch; ++j) {
-      Lanes d[kPatch], u[kPatch];
+      Vector d[kPatch], u[kPatch];
       for (int i = 0; i < kPatch; ++i) {
         const bool there = inside || (static_cast<uint64_t>(top + i) < static_cast<uint64_t>(from.height) &&
                                       static_cast<uint64_t>(left + j) < static_cast<uint64_t>(from.width));
         const int64_t at = corner + i * a_row + j * from.channels + c;
-        d[i] = there ? load_lanes(from.x + at) : Lanes{};
-        if (there && from.output != nullptr) d[i] = mask_lanes(d[i], load_lanes(from.output + at));
+        d[i] = there ? load_vector(from.x + at) : Vector{};
+        if (there && from.output != nullptr) d[i] = mask_vector(d[i], load_vector(from.output + at));
       }
       transform_input(d, u);
       for (int i = 0; i < kPatch; ++i) half[i][j] = u[i];
     }
     for (int i = 0; i < kPatch; ++i) {
-      Lanes u[kPatch];
+      Vector u[kPatch];
       transform_input(half[i], u);
-      for (int j = 0; j < kPatch; ++j) store_lanes(v + (i * kPatch + j) * stride + c, u[j]);
+      for (int j = 0; j < kPatch; ++j) store_vector(v + (i * kPatch + j) * stride + c, u[j]);
     }
   });
 }

@@ -6,18 +6,18 @@
 
 #include <cstdint>
 
-#include "lanes.h"
+#include "cpu_vector.h"
 
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
 
 constexpr int64_t kRows = 6;
 #if defined(__AVX512F__)
-constexpr int64_t kPanelLanes = 4;
+constexpr int64_t kPanelVectors = 4;
 #else
-constexpr int64_t kPanelLanes = 2;
+constexpr int64_t kPanelVectors = 2;
 #endif
-constexpr int64_t kPanel = kPanelLanes * kLanes;
+constexpr int64_t kPanel = kPanelVectors * kVector;
 
 #if defined(__GNUC__) && !defined(__clang__)
 #define BDFAST_UNROLL _Pragma("GCC unroll 8")
@@ -39,23 +39,23 @@ struct Columns {  // [depth, kPanel]
 // c[r, :] = sum_k a[r, k] b[k, :], added to c if asked for, for kCount rows.
 template <int64_t kCount, bool kAdd>
 inline void multiply_rows(const Factors& a, int64_t depth, const Columns& b, float* c, int64_t c_row) {
-  Lanes sum[kCount][kPanelLanes] = {};
+  Vector sum[kCount][kPanelVectors] = {};
   const float *factors = a.at, *columns = b.at;
   for (int64_t k = 0; k < depth; ++k, factors += a.step, columns += b.step) {
-    Lanes column[kPanelLanes];
+    Vector column[kPanelVectors];
     BDFAST_UNROLL
-    for (int64_t v = 0; v < kPanelLanes; ++v) column[v] = load_lanes(columns + v * kLanes);
+    for (int64_t v = 0; v < kPanelVectors; ++v) column[v] = load_vector(columns + v * kVector);
     BDFAST_UNROLL
     for (int64_t r = 0; r < kCount; ++r) {
       const float factor = factors[r * a.row];
       BDFAST_UNROLL
-      for (int64_t v = 0; v < kPanelLanes; ++v) sum[r][v] += factor * column[v];
+      for (int64_t v = 0; v < kPanelVectors; ++v) sum[r][v] += factor * column[v];
     }
   }
   for (int64_t r = 0; r < kCount; ++r) {
-    for (int64_t v = 0; v < kPanelLanes; ++v) {
-      float* to = c + r * c_row + v * kLanes;
-      store_lanes(to, kAdd ? load_lanes(to) + sum[r][v] : sum[r][v]);
+    for (int64_t v = 0; v < kPanelVectors; ++v) {
+      float* to = c + r * c_row + v * kVector;
+      store_vector(to, kAdd ? load_vector(to) + sum[r][v] : sum[r][v]);
     }
   }
 }

@@ -10,7 +10,7 @@
 // and B are exact in float32.
 #pragma once
 
-#include "lanes.h"
+#include "cpu_vector.h"
 
 namespace bdfast {
 namespace BDFAST_ISA_NAMESPACE {
@@ -24,21 +24,21 @@ constexpr float kP2 = kP * kP, kQ2 = kQ * kQ;
 static_assert(kQ == 2 * kP, "the powers of 2 below are those of Q / P");
 
 // v = B^T d
-inline void transform_input(const Lanes d[kPatch], Lanes v[kPatch]) {
+inline void transform_input(const Vector d[kPatch], Vector v[kPatch]) {
   v[0] = (d[4] - (kP2 + kQ2) * d[2]) + (kP2 * kQ2) * d[0];
-  const Lanes even_p = d[4] - kQ2 * d[2], odd_p = d[3] - kQ2 * d[1];
+  const Vector even_p = d[4] - kQ2 * d[2], odd_p = d[3] - kQ2 * d[1];
   v[1] = even_p + kP * odd_p;
   v[2] = even_p - kP * odd_p;
-  const Lanes even_q = d[4] - kP2 * d[2], odd_q = d[3] - kP2 * d[1];
+  const Vector even_q = d[4] - kP2 * d[2], odd_q = d[3] - kP2 * d[1];
   v[3] = even_q + kQ * odd_q;
   v[4] = even_q - kQ * odd_q;
   v[5] = (d[5] - (kP2 + kQ2) * d[3]) + (kP2 * kQ2) * d[1];
 }
 
 // y = A^T m
-inline void transform_output(const Lanes m[kPatch], Lanes y[kTile]) {
-  const Lanes even_p = m[1] + m[2], odd_p = m[1] - m[2];
-  const Lanes even_q = m[3] + m[4], odd_q = m[3] - m[4];
+inline void transform_output(const Vector m[kPatch], Vector y[kTile]) {
+  const Vector even_p = m[1] + m[2], odd_p = m[1] - m[2];
+  const Vector even_q = m[3] + m[4], odd_q = m[3] - m[4];
   y[0] = m[0] + (even_p + even_q);
   y[1] = kP * (odd_p + 2.0f * odd_q);
   y[2] = kP2 * (even_p + 4.0f * even_q);
@@ -49,8 +49,8 @@ inline void transform_output(const Lanes m[kPatch], Lanes y[kTile]) {
 constexpr float kAtP = 1 / (2 * kP2 * (kP2 - kQ2)), kAtZero = -1.5f * kAtP, kAtQ = -0.25f * kAtP;
 
 // u = G g
-inline void transform_weights(const Lanes g[kTaps], Lanes u[kPatch]) {
-  const Lanes even_p = g[0] + kP2 * g[2], even_q = g[0] + kQ2 * g[2];
+inline void transform_weights(const Vector g[kTaps], Vector u[kPatch]) {
+  const Vector even_p = g[0] + kP2 * g[2], even_q = g[0] + kQ2 * g[2];
   u[0] = kAtZero * g[0];
   u[1] = kAtP * (even_p + kP * g[1]);
   u[2] = kAtP * (even_p - kP * g[1]);
@@ -62,9 +62,9 @@ inline void transform_weights(const Lanes g[kTaps], Lanes u[kPatch]) {
 // Backward, to the weights: U' = (A Y' A^T) * V summed over tiles, g' = G^T U' G.
 
 // m = A y
-inline void spread_output(const Lanes y[kTile], Lanes m[kPatch]) {
-  const Lanes even_p = y[0] + kP2 * y[2], odd_p = y[1] + kP2 * y[3];
-  const Lanes even_q = y[0] + kQ2 * y[2], odd_q = y[1] + kQ2 * y[3];
+inline void spread_output(const Vector y[kTile], Vector m[kPatch]) {
+  const Vector even_p = y[0] + kP2 * y[2], odd_p = y[1] + kP2 * y[3];
+  const Vector even_q = y[0] + kQ2 * y[2], odd_q = y[1] + kQ2 * y[3];
   m[0] = y[0];
   m[1] = even_p + kP * odd_p;
   m[2] = even_p - kP * odd_p;
@@ -74,9 +74,9 @@ inline void spread_output(const Lanes y[kTile], Lanes m[kPatch]) {
 }
 
 // g = G^T u
-inline void collect_weights(const Lanes u[kPatch], Lanes g[kTaps]) {
-  const Lanes even_p = u[1] + u[2], odd_p = u[1] - u[2];
-  const Lanes even_q = u[3] + u[4], odd_q = u[3] - u[4];
+inline void collect_weights(const Vector u[kPatch], Vector g[kTaps]) {
+  const Vector even_p = u[1] + u[2], odd_p = u[1] - u[2];
+  const Vector even_q = u[3] + u[4], odd_q = u[3] - u[4];
   g[0] = kAtP * ((even_p - 0.25f * even_q) - 1.5f * u[0]);
   g[1] = (kAtP * kP) * (odd_p - 0.5f * odd_q);
   g[2] = (kAtP * kP2) * (even_p - even_q) + u[5];

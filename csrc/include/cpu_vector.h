@@ -18,70 +18,70 @@ namespace BDFAST_ISA_NAMESPACE {
 #if defined(__GNUC__)
 
 #if defined(__AVX512F__)
-constexpr int64_t kLanes = 16;
+constexpr int64_t kVector = 16;
 #elif defined(__AVX2__)
-constexpr int64_t kLanes = 8;
+constexpr int64_t kVector = 8;
 #else
-constexpr int64_t kLanes = 4;
+constexpr int64_t kVector = 4;
 #endif
-typedef float Lanes __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t LaneBits __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t HalfBits __attribute__((vector_size(2 * kLanes)));
+typedef float Vector __attribute__((vector_size(4 * kVector)));
+typedef uint32_t VectorBits __attribute__((vector_size(4 * kVector)));
+typedef uint16_t HalfBits __attribute__((vector_size(2 * kVector)));
 
-inline Lanes load_lanes(const float* from) {
-  Lanes value;
+inline Vector load_vector(const float* from) {
+  Vector value;
   std::memcpy(&value, from, sizeof value);
   return value;
 }
 
-inline void store_lanes(float* to, Lanes value) { std::memcpy(to, &value, sizeof value); }
+inline void store_vector(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
 
-inline Lanes load_lanes(const BFloat16* from) {
+inline Vector load_vector(const BFloat16* from) {
   HalfBits half;
   std::memcpy(&half, from, sizeof half);
-  const LaneBits bits = __builtin_convertvector(half, LaneBits) << 16;
-  Lanes value;
+  const VectorBits bits = __builtin_convertvector(half, VectorBits) << 16;
+  Vector value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
 // Rounded as `store` of dtype.h has it.
-inline void store_lanes(BFloat16* to, Lanes value) {
-  LaneBits bits;
+inline void store_vector(BFloat16* to, Vector value) {
+  VectorBits bits;
   std::memcpy(&bits, &value, sizeof bits);
-  const LaneBits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const LaneBits nan = (LaneBits)((bits & 0x7fffffffu) > 0x7f800000u);  // all ones where it is
+  const VectorBits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const VectorBits nan = (VectorBits)((bits & 0x7fffffffu) > 0x7f800000u);  // all ones where it is
   const HalfBits half = __builtin_convertvector((nan & ((bits >> 16) | 0x40u)) | (~nan & rounded), HalfBits);
   std::memcpy(to, &half, sizeof half);
 }
 
 // `value`, but 0 where `of` <= 0; where that is NaN, the value stays.
-inline Lanes mask_lanes(Lanes value, Lanes of) {
-  LaneBits bits;
+inline Vector mask_vector(Vector value, Vector of) {
+  VectorBits bits;
   std::memcpy(&bits, &value, sizeof bits);
-  bits &= ~(LaneBits)(of <= 0.0f);
+  bits &= ~(VectorBits)(of <= 0.0f);
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
 #else
 
-constexpr int64_t kLanes = 1;
-using Lanes = float;
+constexpr int64_t kVector = 1;
+using Vector = float;
 template <class T>
-inline Lanes load_lanes(const T* from) {
+inline Vector load_vector(const T* from) {
   return to_float(*from);
 }
 template <class T>
-inline void store_lanes(T* to, Lanes value) {
+inline void store_vector(T* to, Vector value) {
   store(to, value);
 }
-inline Lanes mask_lanes(Lanes value, Lanes of) { return of <= 0.0f ? 0.0f : value; }
+inline Vector mask_vector(Vector value, Vector of) { return of <= 0.0f ? 0.0f : value; }
 
 #endif
 
 // max(value, 0); NaN stays NaN.
-inline Lanes relu_lanes(Lanes value) { return mask_lanes(value, value); }
+inline Vector relu_vector(Vector value) { return mask_vector(value, value); }
 
 }  // namespace BDFAST_ISA_NAMESPACE
 }  // namespace bdfast

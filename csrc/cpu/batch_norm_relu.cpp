@@ -38,7 +38,7 @@ constexpr float kRoundsToZero = std::is_same_v<T, Float16>    ? 0x1p-25f
                                 : std::is_same_v<T, BFloat16> ? 0x1p-134f
                                                               : 0.0f;
 
-template <class T, bool kResidual, bool kRelu>
+template <class T>
 class Forward {
  public:
   static constexpr int kConstants = 3;  // pivot, scale, shift
@@ -55,7 +55,7 @@ class Forward {
   int64_t written() const { return a_.layout.numel * bytes(); }
 
   // The mean of a few values, spread over samples and places; 0 where one of them is infinite or NaN.
-  void begin(int64_t c) {
+  BDFAST_ONE_COPY void begin(int64_t c) {
     const ChannelLayout& l = a_.layout;
     const int64_t samples = l.numel / (l.channels * l.inner);
     float sum = 0.0f;
@@ -92,6 +92,17 @@ class Forward {
 
   template <class Constants>
   void write(int64_t begin, int64_t count, const Constants& k, bool past) const {
+    if (a_.residual != nullptr)
+      a_.relu ? write_run<true, true>(begin, count, k, past) : write_run<true, false>(begin, count, k, past);
+    else
+      a_.relu ? write_run<false, true>(begin, count, k, past) : write_run<false, false>(begin, count, k, past);
+  }
+
+ private:
+  static constexpr int64_t kPivots = 8;
+
+  template <bool kResidual, bool kRelu, class Constants>
+  void write_run(int64_t begin, int64_t count, const Constants& k, bool past) const {
     const T* x = x_ + begin;
     const T* residual = residual_ + (kResidual ? begin : 0);
     store_run(y_ + begin, count, past, [=](int64_t i) {
@@ -101,9 +112,6 @@ class Forward {
       return value;
     });
   }
-
- private:
-  static constexpr int64_t kPivots = 8;
 
   void move(float* running, double target) const {
     *running = static_cast<float>(*running + a_.momentum * (target - *running));
@@ -195,10 +203,7 @@ class Backward {
 template <class T>
 void forward(const BatchNormReluForward& a) {
   prefer_huge_pages(a.y, a.layout.numel * static_cast<int64_t>(sizeof(T)));
-  if (a.residual != nullptr)
-    a.relu ? two_passes(a.layout, Forward<T, true, true>(a)) : two_passes(a.layout, Forward<T, true, false>(a));
-  else
-    a.relu ? two_passes(a.layout, Forward<T, false, true>(a)) : two_passes(a.layout, Forward<T, false, false>(a));
+  two_passes(a.layout, Forward<T>(a));
 }
 
 template <class T>

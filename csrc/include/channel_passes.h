@@ -62,7 +62,7 @@ constexpr int64_t kNear = 2 << 20;  // bytes that a thread finds again in its ca
 constexpr int64_t kStretch = 16 << 10;
 
 template <class Op, class Constants>
-Sums<double> sums_of_run(const Op& op, int64_t begin, int64_t count, const Constants& k) {
+BDFAST_ONE_COPY Sums<double> sums_of_run(const Op& op, int64_t begin, int64_t count, const Constants& k) {
   float first[kSumLanes] = {}, second[kSumLanes] = {};
   int64_t i = 0;
   for (; i + kSumLanes <= count; i += kSumLanes) {
@@ -238,8 +238,8 @@ class ColumnPasses {
   }
 
   template <int64_t kRowsAtOnce>
-  void add_rows(int64_t begin, int64_t columns, const OfColumns& k, float* __restrict__ first,
-                float* __restrict__ second) const {
+  BDFAST_ONE_COPY void add_rows(int64_t begin, int64_t columns, const OfColumns& k, float* __restrict__ first,
+                                float* __restrict__ second) const {
     const int64_t width = width_;
 #pragma omp simd
     for (int64_t i = 0; i < columns; ++i) {

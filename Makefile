@@ -26,6 +26,11 @@ endif
 BUILD_TOOLS := setuptools, pybind11
 TEST_TOOLS := pytest, hypothesis, sklearn, PIL, tqdm, yaml, safetensors, matplotlib
 
+# Of torch's thousands of files a process imports some hundred, and to compile them all takes longer than the download.
+# What the demo imports is compiled here, the rest when it is first imported.
+INSTALL = $(PY) -m pip install -q --no-compile
+IMPORTED := bdfast, sklearn.datasets, matplotlib.pyplot
+
 SOURCES := setup.py pyproject.toml tools/toolchain.py $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 SWITCHES := $(PY) $(BDFAST_CUDA) $(BDFAST_CUDA_ARCHS) $(CUDA_HOME) $(CXXFLAGS)
 
@@ -73,10 +78,11 @@ clean:
 build/env.stamp: $(SOURCES) build/switches
 ifeq ($(PY),$(VENV))
 	test -x $(VENV) || $(PYTHON) -m venv .venv
-	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install -q '$(TORCH)'
-	$(PY) -c 'import triton' 2>/dev/null || $(PY) -m pip install -q '$(TRITON)'
-	$(PY) -c 'import $(BUILD_TOOLS)' 2>/dev/null || $(PY) -m pip install -q setuptools pybind11 ninja
-	$(PY) -m pip install -q --no-build-isolation -e '.[test]'
+	$(PY) -c 'import torch' 2>/dev/null || $(INSTALL) '$(TORCH)'
+	$(PY) -c 'import triton' 2>/dev/null || $(INSTALL) '$(TRITON)'
+	$(PY) -c 'import $(BUILD_TOOLS)' 2>/dev/null || $(INSTALL) setuptools pybind11 ninja
+	$(INSTALL) --no-build-isolation -e '.[test]'
+	PYTHONDONTWRITEBYTECODE= $(PY) -c 'import $(IMPORTED)'
 else
 	@# torch is named with the version it has, so that nothing below can replace it.
 	if $(PY) -c 'import $(BUILD_TOOLS), $(TEST_TOOLS)' 2>/dev/null; \

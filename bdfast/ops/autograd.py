@@ -8,9 +8,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import function
+from torch.autograd import forward_ad, function
+
+from bdfast.errors import message
 
 _transforms_active = torch._C._are_functorch_transforms_active
+
+
+def wants_gradient(op: str, *inputs: Tensor | None) -> bool:
+    """Whether autograd is to record ``op``.
+
+    Raises:
+        NotImplementedError: an input carries a tangent, which ops would drop without a word.
+    """
+    if forward_ad._current_level >= 0 and any(t is not None and _tangent(t) is not None for t in inputs):
+        remedy = "differentiate in reverse mode: backward(), torch.func.grad or torch.func.vjp"
+        raise NotImplementedError(message(op, "input", "no tangent of forward mode", "a dual tensor", remedy))
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+    return tangent
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:

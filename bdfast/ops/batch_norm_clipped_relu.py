@@ -30,7 +30,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
-from bdfast.ops.autograd import apply, once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable, wants_gradient
 from bdfast.ops.clipped_relu import BACKWARD, bit_addresses, clip, wanted
 from bdfast.ops.precision import compute_dtype, in_precision_of
 from bdfast.ops.rows import DTYPE_CODE
@@ -87,8 +87,8 @@ def batch_norm_clipped_relu(
         raise ValueError(message(NAME, "eps", "a finite number >= 0", str(eps), "pass batch norm's eps"))
     z, limit = (None, math.inf) if bound is None else ch.split_bound(NAME, bound, x)
     wish = requested(backend, NAME)
-    need_x = torch.is_grad_enabled() and x.requires_grad
-    need_bound = torch.is_grad_enabled() and z is not None and z.requires_grad
+    need_x = wants_gradient(NAME, x)
+    need_bound = wants_gradient(NAME, z)
     if need_x or need_bound:
         return cast(Tensor, apply(_BatchNormClippedRelu, x, z, mean, var, w, b, eps, limit, need_x, need_bound, wish))
     return cast(Tensor, FORWARD(x, mean, var, w, b, eps, z, limit, False, False, wish)[0])

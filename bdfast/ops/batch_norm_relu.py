@@ -40,7 +40,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
-from bdfast.ops.autograd import apply, once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable, wants_gradient
 from bdfast.ops.precision import compute_dtype, in_precision_of
 from bdfast.ops.rows import DTYPE_CODE
 from bdfast.ops.validation import check_number
@@ -116,7 +116,7 @@ def batch_norm_relu(
             expected = "a number in [0, 1]" if name == "momentum" else "a finite number >= 0"
             raise ValueError(message(NAME, name, expected, str(value), "pass that of the batch norm"))
     inputs = (x, w, b, residual, running_mean, running_var, float(momentum), float(eps), relu, requested(backend, NAME))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b, residual)):
+    if wants_gradient(NAME, x, w, b, residual):
         return BatchNormed(*apply(_BatchNormReLU, *inputs))
     return BatchNormed(*FORWARD(*inputs)[:3])
 

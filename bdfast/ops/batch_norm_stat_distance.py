@@ -29,7 +29,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import channels as ch
-from bdfast.ops.autograd import apply, once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable, wants_gradient
 from bdfast.ops.precision import compute_dtype, in_precision_of
 from bdfast.ops.rows import DTYPE_CODE
 
@@ -74,7 +74,7 @@ def batch_norm_stat_distance(
         raise ValueError(message(NAME, "x", "shape [N, C, ...] with C >= 1", got, "pass a batch of activations"))
     mean, var = (_statistic(n, s, x) for n, s in (("running_mean", running_mean), ("running_var", running_var)))
     wish = requested(backend, NAME)
-    if torch.is_grad_enabled() and x.requires_grad:
+    if wants_gradient(NAME, x):
         return cast(Tensor, apply(_BatchNormStatDistance, x, mean, var, wish))
     return cast(Tensor, FORWARD(x, mean, var, wish)[0])
 

@@ -24,7 +24,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.autograd import apply, once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable, wants_gradient
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import (
     DTYPE_CODE,
@@ -91,7 +91,7 @@ def bounded_ascent_cross_entropy(
     if not tau >= 0.0:
         raise ValueError(message(NAME, "tau", "a number of nats >= 0", str(tau), "pass 2 ln C, or inf"))
     wish = requested(backend, NAME)
-    if torch.is_grad_enabled() and logits.requires_grad:
+    if wants_gradient(NAME, logits):
         return cast(Tensor, apply(_BoundedAscentCrossEntropy, logits, target, num_descend, mu, tau, wish))
     return cast(Tensor, FORWARD(logits, target, num_descend, mu, tau, wish)[0])
 

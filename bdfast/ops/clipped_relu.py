@@ -22,7 +22,7 @@ from bdfast.backends import Implementation, Op, requested
 from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.ops import channels as ch
-from bdfast.ops.autograd import apply, once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable, wants_gradient
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import DTYPE_CODE
 
@@ -67,8 +67,8 @@ def clipped_relu(
     ch.check_activations(NAME, x)
     z, limit = ch.split_bound(NAME, bound, x)
     wish = requested(backend, NAME)
-    need_x = torch.is_grad_enabled() and x.requires_grad
-    need_bound = torch.is_grad_enabled() and z is not None and z.requires_grad
+    need_x = wants_gradient(NAME, x)
+    need_bound = wants_gradient(NAME, z)
     if need_x or need_bound:
         return cast(Tensor, apply(_ClippedRelu, x, z, limit, need_x, need_bound, wish))
     return cast(Tensor, FORWARD(x, z, limit, False, False, wish)[0])

@@ -23,7 +23,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.autograd import apply, once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable, wants_gradient
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import (
     DTYPE_CODE,
@@ -90,7 +90,7 @@ def hinge_cross_entropy(
             message(NAME, "reduction", '"mean" with hinge="batch"', repr(reduction), "a hinged mean is one number")
         )
     wish = requested(backend, NAME)
-    if torch.is_grad_enabled() and logits.requires_grad:
+    if wants_gradient(NAME, logits):
         return cast(Tensor, apply(_HingeCrossEntropy, logits, target, margin, reduction, hinge, wish))
     return cast(Tensor, FORWARD(logits, target, margin, reduction, hinge, wish)[0])
 

@@ -27,7 +27,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.autograd import apply, once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable, wants_gradient
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import DTYPE_CODE, REDUCTIONS, classes_contiguous, reduce_rows
 
@@ -73,7 +73,7 @@ def kl_divergence(
     _check(logits_p, logits_q)
     validation.check_choice(NAME, "reduction", reduction, REDUCTIONS)
     wish = requested(backend, NAME)
-    if torch.is_grad_enabled() and (logits_p.requires_grad or logits_q.requires_grad):
+    if wants_gradient(NAME, logits_p, logits_q):
         return cast(Tensor, apply(_KlDivergence, logits_p, logits_q, reduction, wish))
     return cast(Tensor, FORWARD(logits_p, logits_q, reduction, False, wish)[0])
 

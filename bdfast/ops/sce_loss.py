@@ -25,7 +25,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_triton
 from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
-from bdfast.ops.autograd import apply, once_differentiable
+from bdfast.ops.autograd import apply, once_differentiable, wants_gradient
 from bdfast.ops.precision import compute_dtype, upcast
 from bdfast.ops.rows import (
     DTYPE_CODE,
@@ -95,7 +95,7 @@ def sce_loss(
     wish = requested(backend, NAME)
     function: Any = _SceLoss if clamp is None else _ClampedSceLoss
     options = (alpha, beta * -log_zero) if clamp is None else (alpha, beta, log_zero, clamp)
-    if torch.is_grad_enabled() and logits.requires_grad:
+    if wants_gradient(NAME, logits):
         return cast(Tensor, apply(function, logits, target, *options, reduction, wish))
     op = FORWARD if clamp is None else CLAMPED_FORWARD
     return cast(Tensor, op(logits, target, *options, reduction, wish)[0])

@@ -120,6 +120,24 @@ def test_no_second_derivative(name: str) -> None:
 
 
 @ALL
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_forward_mode_is_refused(name: str, backend: str) -> None:
+    """Of any input: a tangent that is dropped would read as a derivative of 0."""
+    op, inputs, _ = drawn(name)
+    for i, x in enumerate(inputs):
+
+        def moved(value: Tensor, place: int = i) -> Tensor:
+            return op(*inputs[:place], value, *inputs[place + 1 :], backend=backend)
+
+        with pytest.raises(NotImplementedError, match=f"{name.split()[0]}: `input` expected no tangent"):
+            torch.func.jvp(moved, (x,), (torch.ones_like(x),))
+        with torch.autograd.forward_ad.dual_level():
+            torch.testing.assert_close(moved(x), op(*inputs))  # without a tangent nothing changes
+            with pytest.raises(NotImplementedError, match="reverse mode"):
+                moved(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@ALL
 def test_leaves_of_autograd_within_a_transform(name: str) -> None:
     """A model's parameters, say, beside the variable of the transform."""
     op, inputs, weight = drawn(name)

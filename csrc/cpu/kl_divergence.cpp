@@ -62,7 +62,7 @@ float wide_row(const T* p, const T* q, const KlDivergenceArgs& a, float* scratch
   const int64_t classes = a.classes;
   const int64_t padded = (classes + kLanes - 1) / kLanes * kLanes, whole = classes / kWide * kWide;
   float *terms_p = scratch, *terms_q = scratch + padded, *below = scratch + 2 * padded;
-  const float max_p = wide_row_max(p, classes), max_q = wide_row_max(q, classes);
+  const float max_p = wide_row_max<false>(p, classes).max, max_q = wide_row_max<false>(q, classes).max;
   alignas(64) Pack sums_p[kWide / kPack] = {}, sums_q[kWide / kPack] = {}, sums[kWide / kPack] = {};
   for (int64_t j = 0; j < whole; j += kWide) {
     prefetch<kWide>(p + a.stride_p + j);

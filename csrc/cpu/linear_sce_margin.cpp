@@ -17,8 +17,9 @@ void linear_sce_margin_update(const LogitsTile& tile, const SceState& state) {
   parallel_chunks(row_chunks(tile.rows), bytes, [&](int64_t chunk) {
     const int64_t end = std::min(tile.rows, (chunk + 1) * kRowsPerChunk);
     for (int64_t i = chunk * kRowsPerChunk; i < end; ++i) {
+      const float* row = tile.logits + i * tile.classes;
       float max, sum;
-      wide_sce_row<true>(tile.logits + i * tile.classes, tile.classes, tile.target[i] - tile.first_class, max, sum,
+      wide_sce_row<true>(row, row + tile.classes, tile.classes, tile.target[i] - tile.first_class, max, sum,
                          state.label[i]);
       merge(state.max[i], state.sum[i], max, sum);
     }

@@ -71,7 +71,7 @@ void narrow_cross_entropy(const T* rows, int64_t stride, int64_t classes, const 
 // (maximum, sum of exponentials) of one row; `next` is read after it.
 template <class T>
 void wide_row_stats(const T* row, const T* next, int64_t classes, float* stats) {
-  stats[0] = wide_row_max(row, classes);
+  stats[0] = wide_row_max<false>(row, classes).max;
   stats[1] = wide_row_sum<false>(row, next, classes, stats[0], nullptr);
 }
 
@@ -101,7 +101,7 @@ float wide_cross_entropy(const T* row, const T* next, int64_t classes, int64_t t
   constexpr bool keep = std::is_same_v<T, float>;
   float ce;
   if constexpr (keep) {
-    stats[0] = wide_row_max(row, classes);
+    stats[0] = wide_row_max<false>(row, classes).max;
     stats[1] = wide_row_sum<true>(row, next, classes, stats[0], grad);
     ce = (stats[0] - row[target]) + log_positive(stats[1]);
   } else {

@@ -11,17 +11,32 @@ namespace BDFAST_ISA_NAMESPACE {
 // vector of the row (a row of 1,000 classes takes three times as long).
 constexpr int64_t kWide = 64;
 
+struct WideMax {
+  float max;
+  float poison;  // with kFinite NaN where a value is infinite or NaN, else 0
+};
+
 #ifdef __AVX512F__
 
-template <class T>
-float wide_row_max(const T* row, int64_t classes) {
-  Pack most[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+// The maximum of a row, past NaNs.
+template <bool kFinite, class T>
+WideMax wide_row_max(const T* row, int64_t classes) {
+  Pack most[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY}, poison[4];
   int64_t j = 0;
   for (; j + kWide <= classes; j += kWide) {
-    for (int64_t k = 0; k < 4; ++k) most[k] = max(most[k], load_pack(row + j + k * kPack));
+    for (int64_t k = 0; k < 4; ++k) {
+      const Pack z = load_pack(row + j + k * kPack);
+      most[k] = max(most[k], z);
+      if (kFinite) poison[k] += z - z;
+    }
   }
-  for (; j < classes; j += kPack) most[0] = max(most[0], load_first(row + j, classes - j));
-  return largest(max(max(most[0], most[1]), max(most[2], most[3])));
+  for (; j < classes; j += kPack) {
+    const Pack z = load_first(row + j, classes - j);
+    most[0] = max(most[0], z);
+    if (kFinite) poison[0] += Pack(_mm512_maskz_sub_ps(first_lanes(classes - j), z.v, z.v));
+  }
+  return {largest(max(max(most[0], most[1]), max(most[2], most[3]))),
+          kFinite ? sum((poison[0] + poison[1]) + (poison[2] + poison[3])) : 0.0f};
 }
 
 // Sum of exp(z - max) over a row, whose terms go to `terms` with kKeep; the row that will be wanted after it, `next`, is
@@ -48,8 +63,10 @@ float wide_row_sum(const T* row, const T* next, int64_t classes, float max, floa
 
 #else
 
-template <class T>
-float wide_row_max(const T* row, int64_t classes) {
+// The maximum of a row, past NaNs.
+template <bool kFinite, class T>
+WideMax wide_row_max(const T* row, int64_t classes) {
+  static_assert(!kFinite, "rows that have to be finite are read by tiles here");
   const int64_t whole = classes / kWide * kWide;
   float lane_max[kWide];
   std::fill(lane_max, lane_max + kWide, -INFINITY);
@@ -62,7 +79,7 @@ float wide_row_max(const T* row, int64_t classes) {
   float max = -INFINITY;
 #pragma omp simd reduction(max : max)
   for (int64_t lane = 0; lane < kWide; ++lane) max = std::max(max, lane_max[lane]);
-  return max;
+  return {max, 0.0f};
 }
 
 // Sum of exp(z - max) over a row, whose terms go to `terms` with kKeep.

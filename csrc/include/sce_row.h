@@ -5,6 +5,7 @@
 #pragma once
 
 #include "pack.h"
+#include "row_softmax.h"
 #include "rows.h"
 
 namespace bdfast {
@@ -17,8 +18,6 @@ struct SceRows {
   float sum[kRowsPerChunk];
   float label[kRowsPerChunk];
 };
-
-constexpr int64_t kTile = 2048;  // classes that are held in L1, as float32, while they are read twice
 
 inline float shift_of(float max) { return max == -INFINITY ? 0.0f : max; }
 
@@ -144,23 +143,36 @@ inline void merge(float& max, float& sum, float max_b, float sum_b) {
   max = top;
 }
 
-// Sum of exp(z - max) over whole vectors.
-inline float sum_of_exponentials(const float* z, int64_t vectors, float max) {
-#ifdef __AVX512F__
-  Pack sums[2];
-  for (int64_t i = 0; i < vectors; ++i) sums[i % 2] += exp_nonpositive(load_pack(z + i * kLanes) - max);
-  return sum(sums[0] + sums[1]);
-#else
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < vectors * kLanes; ++j) sum += exp_nonpositive(z[j] - max);
-  return sum;
-#endif
+// (maximum, sum of exponentials) over the classes on both sides of y, as SceRows has them; `y` outside [0, classes) excludes
+// nothing. The terms of the sum go to `terms` with kKeep; `next` is the row that will be wanted after this one.
+template <bool kFinite, bool kKeep, class T>
+void two_sided_sce_row(const T* row, const T* next, int64_t classes, int64_t y, float* terms, float& max, float& sum) {
+  const bool inside = y >= 0 && y < classes;
+  const int64_t before = inside ? y : classes, after = inside ? y + 1 : classes, rest = classes - after;
+  const WideMax left = wide_row_max<kFinite>(row, before), right = wide_row_max<kFinite>(row + after, rest);
+  max = shift_of(std::max(left.max, right.max));
+  sum = wide_row_sum<kKeep>(row, next, before, max, terms);
+  sum += wide_row_sum<kKeep>(row + after, next + after, rest, max, kKeep ? terms + after : nullptr);
+  sum += left.poison + right.poison;
 }
 
-// One row, a tile of classes at a time. `y` outside [0, classes) excludes nothing and leaves `label` as it is.
+#ifdef __AVX512F__
+
+// One row, of which `label` is told where `y` is a class.
 template <bool kFinite, class T>
-void wide_sce_row(const T* row, int64_t classes, int64_t y, float& max_out, float& sum_out, float& label) {
+void wide_sce_row(const T* row, const T* next, int64_t classes, int64_t y, float& max, float& sum, float& label) {
+  two_sided_sce_row<kFinite, false>(row, next, classes, y, nullptr, max, sum);
+  if (y >= 0 && y < classes) label = to_float(row[y]);
+}
+
+#else
+
+constexpr int64_t kTile = 2048;  // classes that are held in L1, as float32, while they are read twice
+
+// The same, a tile of classes at a time: 0.7 to 0.9 of the time of two sides with AVX2, where with AVX-512 it takes 1.1 to
+// 1.3 times as long for 1,000 classes and three times for 20,000.
+template <bool kFinite, class T>
+void wide_sce_row(const T* row, const T*, int64_t classes, int64_t y, float& max_out, float& sum_out, float& label) {
   alignas(64) float tile[kTile];
   float row_max = 0.0f, row_sum = 0.0f;
   for (int64_t begin = 0; begin < classes; begin += kTile) {
@@ -181,19 +193,25 @@ void wide_sce_row(const T* row, int64_t classes, int64_t y, float& max_out, floa
 #pragma omp simd reduction(max : max)
     for (int64_t j = 0; j < vectors * kLanes; ++j) max = std::max(max, tile[j]);
     max = shift_of(max);
-    float sum = bad + sum_of_exponentials(tile, vectors, max);
-    merge(row_max, row_sum, max, sum);
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < vectors * kLanes; ++j) sum += exp_nonpositive(tile[j] - max);
+    merge(row_max, row_sum, max, bad + sum);
   }
   max_out = row_max;
   sum_out = row_sum;
 }
 
+#endif
+
 // Rows [0, count), at most a chunk.
 template <bool kFinite, class T>
 void sce_rows(const T* rows, int64_t stride, int64_t classes, const int64_t* target, int64_t count, SceRows& out) {
   if (classes > kNarrow) {
-    for (int64_t i = 0; i < count; ++i)
-      wide_sce_row<kFinite>(rows + i * stride, classes, target[i], out.max[i], out.sum[i], out.label[i]);
+    for (int64_t i = 0; i < count; ++i) {
+      const T* row = rows + i * stride;
+      wide_sce_row<kFinite>(row, row + stride, classes, target[i], out.max[i], out.sum[i], out.label[i]);
+    }
   } else if (count == kRowsPerChunk) {
     narrow_sce_rows<kFinite, kRowsPerChunk>(rows, stride, classes, target, count, out.max, out.sum, out.label);
   } else {

@@ -47,22 +47,20 @@ inline void end_streaming() {
 #endif
 }
 
-// to[i] = value(begin + i), rounded to T. By value: nothing that is stored could be a part of it.
-template <class T, class Value>
-BDFAST_ONE_COPY void store_values(T* to, int64_t begin, int64_t count, Value value) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) store(to + i, value(begin + i));
-}
-
-// The same of a whole run, past the caches or not. end_streaming() is the caller's.
+// to[i] = value(i), rounded to T; `past` the caches or not. end_streaming() is the caller's.
 template <class T, class Value>
 void store_run(T* to, int64_t count, bool past, const Value& value) {
-  if (!past) return store_values(to, 0, count, value);
+  if (!past) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) store(to + i, value(i));
+    return;
+  }
   constexpr int64_t kBuffer = 1024;
   T buffer[kBuffer];
   for (int64_t begin = 0; begin < count; begin += kBuffer) {
     const int64_t part = std::min(kBuffer, count - begin);
-    store_values(buffer, begin, part, value);
+#pragma omp simd
+    for (int64_t i = 0; i < part; ++i) store(buffer + i, value(begin + i));
     stream(reinterpret_cast<char*>(to + begin), reinterpret_cast<const char*>(buffer),
            part * static_cast<int64_t>(sizeof(T)));
   }

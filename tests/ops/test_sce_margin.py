@@ -46,6 +46,18 @@ def test_rows_that_are_not_finite_come_last(backend: str, classes: int) -> None:
 
 
 @BACKENDS
+@pytest.mark.parametrize("classes", [65, 128, 1001])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_class_anywhere_that_is_not_finite(value: float, classes: int, backend: str) -> None:
+    """Left of the label, right of it and the label itself; in whole vectors and in what is left of a row."""
+    logits = torch.randn(classes, classes, generator=torch.Generator().manual_seed(0))
+    logits.fill_diagonal_(value)
+    for place in (0, classes // 2, classes - 1):
+        margin = sce_margin(logits, torch.full((classes,), place), backend=backend)
+        assert margin.tolist() == [math.inf] * classes
+
+
+@BACKENDS
 def test_single_class_has_nothing_beside_it(backend: str) -> None:
     margin = sce_margin(torch.tensor([[1.0], [torch.nan]]), torch.tensor([0, 0]), backend=backend)
     assert margin.tolist() == [-math.inf, math.inf]

@@ -184,7 +184,7 @@ def advrbd(
         g = run.fresh("clean")
         run.train("clean", g, clean, epochs=config.epochs, lr=config.lr)
         if config.recover:  # [O] it tells which suspects are clean after all
-            clean = recovered(clean, run.predictions(g), labels, checked)
+            clean = recovered(clean, run.predictions(g), labels, predictions, checked)
             g = run.fresh("recovered")
             run.train("recovered", g, clean, epochs=config.epochs, lr=config.lr)
 

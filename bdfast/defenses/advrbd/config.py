@@ -167,8 +167,9 @@ class AdvrBDConfig:
     that the rounds end with [O]: how much of the backdoor one of them still shows varies from round to round."""
 
     recover: bool = FROM_PRESET
-    """Suspected samples come back that the clean model classifies as labelled (and that content_check passes), and
-    another clean model is trained with them [O]: enhancement can leave a whole class suspected. No [P]."""
+    """Suspected samples come back that the clean model classifies as labelled, if content_check passes them or, where
+    content tells nothing, an enhanced network misclassifies them, and another clean model is trained with them [O]:
+    enhancement can leave a whole class suspected. No [P]."""
 
     keep_dc: bool = True
     """D_c is clean by construction [O]; otherwise its members have to be misclassified too, as [P] may mean."""

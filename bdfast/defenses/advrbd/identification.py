@@ -26,8 +26,13 @@ def misclassified_by(
         >>> misclassified_by(rounds, labels, "last").tolist(), misclassified_by(rounds, labels, "majority").tolist()
         ([False, False, True], [True, False, False])
     """
-    wrong = torch.stack([(p != labels) & (p >= 0) for p in predictions])
+    wrong = _wrong(predictions, labels)
     return wrong[-1] if vote == "last" else 2 * wrong.sum(0) > len(predictions)
+
+
+def _wrong(predictions: list[Tensor], labels: Tensor) -> Tensor:
+    """``[T, N]`` bool."""
+    return torch.stack([(p != labels) & (p >= 0) for p in predictions])
 
 
 def identify(
@@ -80,14 +85,30 @@ def recovered(
     clean: Tensor,  # [N] bool
     predictions: Tensor,  # [N]
     labels: Tensor,  # [N]
-    content: Tensor | None,  # [N]
+    enhanced: list[Tensor],  # [N] each
+    content: Tensor | None = None,  # [N]
 ) -> Tensor:
-    """D_clean and what the clean model classifies as labelled, unless its content is another class's.
+    """D_clean and what the clean model classifies as labelled, if somebody seconds that.
+
+    A clean model that is often wrong takes some poison for its target, too: of 4,000 images of CIFAR-10, where it was
+    right in four of nine, a sixth of the poison. What seconds it is content or, where content tells nothing, one of the
+    enhanced networks that misclassifies the sample: they keep the backdoor, and nearly all poison is as labelled to all
+    of them.
+
+    Args:
+        clean: D_clean so far.
+        predictions: the clean model's.
+        labels: as given.
+        enhanced: predictions of the enhanced networks, one a round.
+        content: content margins.
 
     Example:
         >>> clean, labels = torch.tensor([True, False, False, False]), torch.tensor([0, 0, 1, 1])
-        >>> recovered(clean, torch.tensor([1, 0, 0, 1]), labels, torch.tensor([1.0, 1.0, 1.0, -1.0])).tolist()
+        >>> predictions = torch.tensor([1, 0, 0, 1])
+        >>> recovered(clean, predictions, labels, [], torch.tensor([1.0, 1.0, 1.0, -1.0])).tolist()
         [True, True, False, False]
+        >>> recovered(clean, predictions, labels, [labels, torch.tensor([0, 0, 0, 0])]).tolist()
+        [True, False, False, True]
     """
-    back = predictions == labels
-    return clean | (back if content is None else back & (content > 0))
+    seconded = _wrong(enhanced, labels).any(0) if content is None else content > 0
+    return clean | ((predictions == labels) & seconded)

@@ -20,7 +20,7 @@ from bdfast.defenses.advrbd.content import (
     dealt,
     tells_classes,
 )
-from bdfast.defenses.advrbd.identification import identify, misclassified_by
+from bdfast.defenses.advrbd.identification import identify, misclassified_by, recovered
 from bdfast.defenses.advrbd.partition import partition, planned_rounds, random_scores, round_size, weighed
 from bdfast.defenses.advrbd.quality import auroc, split_quality
 
@@ -125,6 +125,16 @@ def test_half_of_the_votes_are_not_enough() -> None:
     networks = [torch.tensor([1, 1, -1]), torch.tensor([1, 0, 1])]
     assert misclassified_by(networks, labels, "majority").tolist() == [True, False, False]
     assert misclassified_by(networks, labels, "last").tolist() == [True, False, True]
+
+
+def test_suspects_come_back_if_content_or_an_enhanced_network_seconds_the_clean_model() -> None:
+    labels = torch.zeros(5, dtype=torch.int64)
+    clean = torch.tensor([True, False, False, False, False])
+    agreed = torch.tensor([3, 0, 0, 0, 3])  # the last one is a suspect to the clean model, too
+    networks = [torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, -1, 0, 1])]  # of -1 nothing is known
+    assert recovered(clean, agreed, labels, networks).tolist() == [True, False, False, True, False]
+    content = torch.tensor([-1.0, 1.0, torch.nan, -1.0, 1.0])
+    assert recovered(clean, agreed, labels, networks, content).tolist() == [True, True, False, False, False]
 
 
 # --- content ---------------------------------------------------------------------------------------------------------

@@ -80,12 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     """Measure what is not in the result file yet; 0 when the table is complete, 1 when the time ran out before."""
     command = sys.argv if argv is None else ["benchmarks/advrbd_small.py", *argv]
     options = study.parser(__doc__, VARIANTS).parse_args(argv)
-    return made(options.data).run(options, command)
+    return made(options.data, options.images).run(options, command)
 
 
-def made(path: str | None) -> Study:
+def made(path: str | None, images: int = study.SUBSET) -> Study:
     """The study of digits, or of CIFAR-10 where a file is given."""
-    data = study.DIGITS if path is None else study.cifar10_subset(path)
+    data = study.DIGITS if path is None else study.cifar10_subset(path, images)
     attacks = DIGITS_ATTACKS if path is None else CIFAR10_ATTACKS
     config = AdvrBDConfig.for_digits if path is None else subset_config
     title = f"AdvrBD on {data.name.replace('_', ' ')}"

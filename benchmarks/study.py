@@ -58,11 +58,15 @@ DIGITS = SmallData(
 )
 
 
-def cifar10_subset(path: str) -> SmallData:
-    """4,000 training and 2,000 test images of CIFAR-10."""
+SUBSET = 4000
+"""Training images of CIFAR-10 that a study takes where it is not told how many."""
+
+
+def cifar10_subset(path: str, images: int = SUBSET) -> SmallData:
+    """So many training and 2,000 test images of CIFAR-10; the name of another number than usual says how many."""
     return SmallData(
-        "cifar10_subset",
-        lambda: bdfast.data.load(path, limit=(4000, 2000)),
+        "cifar10_subset" if images == SUBSET else f"cifar10_subset_{images}",
+        lambda: bdfast.data.load(path, limit=(images, 2000)),
         small_resnet,
         lambda seed: TrainConfig(epochs=12, lr=0.1, augment=Augment(2, flip=False), seed=seed),
     )
@@ -216,6 +220,7 @@ def parser(doc: str | None, variants: Iterable[str]) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(variants)
     made.add_argument("--data", metavar="FILE", help="CIFAR-10, of which a part is taken (digits)")
+    made.add_argument("--images", type=int, default=SUBSET, help=f"training images of that part ({SUBSET})")
     made.add_argument("--attacks", nargs="+", help="of the data's (all)")
     made.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     made.add_argument("--variants", nargs="+", choices=names, default=names)

@@ -32,6 +32,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,16 +63,16 @@ class AdvrBDResult(TrainedResult):
         scores: float32 ``[N]`` of the first partition: larger is presumed cleaner; NaN could not be scored.
         content: float32 ``[N]``, content margins, above 0 where a sample looks like its class; None where unused.
         dc_indices: int64, D_c in the order of selection.
-        history: a record an epoch of every stage: ``stage`` ("warm_up", "content 0", "enhance 0", "clean", "recovered",
-            "relabel"), ``epoch`` (counted through), ``epochs``, ``loss``, ``accuracy`` (as met in training), ``lr``,
-            ``seconds``; of an enhancement also ``dc_loss``.
+        history: a record an epoch of every stage: ``stage`` ("warm_up", "content 0", "enhance 0", "clean", "look 0",
+            "recovered", "relabel"), ``epoch`` (counted through), ``epochs``, ``loss``, ``accuracy`` (as met in
+            training), ``lr``, ``seconds``; of an enhancement also ``dc_loss``.
         rounds: a record a round: ``round`` (from 1), ``added``, ``dc`` (samples in D_c), ``misclassified`` (samples,
             after enhancement) and, with ground truth, ``auroc`` (of the scores of what was left), ``purity`` and
             ``leaked`` (of what was added), ``clean_as_labelled`` and ``poisoned_as_labelled`` (after enhancement).
         quality: with ground truth, how good the split is; see :func:`bdfast.defenses.advrbd.quality.split_quality`.
         nonfinite: samples that could not be scored.
         timings: seconds a stage (``setup``, ``warm_up``, ``content``, ``partition``, ``enhance``, ``identify``,
-            ``clean``, ``recovered``, ``relabel``).
+            ``clean``, ``look``, ``recovered``, ``relabel``).
         config: as it ran.
     """
 
@@ -151,6 +152,7 @@ def advrbd(
 
         # 1. Warm-up on everything. [O] Networks that never saw a class say what belongs to it.
         run.train("warm_up", f, everything, epochs=config.warm_up_epochs, lr=config.warm_up_lr)
+        warmed_up = {name: value.clone() for name, value in f.state_dict().items()}
         content = run.content() if config.rank == "content" or config.content_check else None
         checked = content if content is not None and tells_classes(content) and config.content_check else None
 
@@ -167,7 +169,7 @@ def advrbd(
             order.append(added)
 
             # 3. Forget what D_c has in common with the rest.
-            run.enhance(f, in_dc, number)
+            run.enhance(f, in_dc, f"enhance {number}", number)
             predictions.append(run.predictions(f))
             records.append({**record, "dc": int(in_dc.sum()), **_prediction_truth(run, predictions[-1])})
 
@@ -184,7 +186,10 @@ def advrbd(
         g = run.fresh("clean")
         run.train("clean", g, clean, epochs=config.epochs, lr=config.lr)
         if config.recover:  # [O] it tells which suspects are clean after all
-            clean = recovered(clean, run.predictions(g), labels, predictions, checked)
+            looks = config.looks if checked is None and not bool(clean.all()) else 0
+            run.epochs -= (config.looks - looks) * config.enhance_epochs
+            enhanced = [*predictions, *_look_again(run, f, warmed_up, clean, rounds, looks)]
+            clean = recovered(clean, run.predictions(g), labels, enhanced, checked)
             g = run.fresh("recovered")
             run.train("recovered", g, clean, epochs=config.epochs, lr=config.lr)
 
@@ -199,6 +204,16 @@ def advrbd(
         content=content, dc_indices=torch.cat(order), rounds=records, quality=quality,
         nonfinite=int(first.isnan().sum()),
     )  # fmt: skip
+
+
+def _look_again(
+    run: Run, model: nn.Module, warmed_up: dict[str, Tensor], clean: Tensor, number: int, looks: int
+) -> Iterator[Tensor]:
+    """Predictions of the warm-up network, enhanced anew with all of D_clean as its D_c, a look each."""
+    for look in range(looks):
+        model.load_state_dict(warmed_up)
+        run.enhance(model, clean, f"look {look}", number + look)
+        yield run.predictions(model)
 
 
 def _relabel(run: Run, g: nn.Module, clean: Tensor) -> nn.Module:
@@ -220,7 +235,7 @@ def _planned_epochs(run: Run, rounds: int) -> int:
     return (
         c.warm_up_epochs
         + networks * c.content_epochs
-        + rounds * c.enhance_epochs
+        + (rounds + c.recover * c.looks) * c.enhance_epochs
         + (1 + c.recover) * c.epochs
         + relabel
     )

@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mu": 1.0,
         "vote": "last",
         "recover": False,
+        "looks": 0,
     },
     "robust": {
         "rank": "content",
@@ -40,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mu": 1.3,
         "vote": "majority",
         "recover": True,
+        "looks": 1,
     },
 }
 
@@ -171,6 +173,10 @@ class AdvrBDConfig:
     content tells nothing, an enhanced network misclassifies them, and another clean model is trained with them [O]:
     enhancement can leave a whole class suspected. No [P]."""
 
+    looks: int = FROM_PRESET
+    """Enhanced networks that are asked in ``recover`` besides those of the rounds [O]: the warm-up model, enhanced anew
+    with all of D_clean as its D_c and the suspects as D_u. 0 [P], 1 in "robust"."""
+
     keep_dc: bool = True
     """D_c is clean by construction [O]; otherwise its members have to be misclassified too, as [P] may mean."""
 
@@ -268,9 +274,10 @@ class AdvrBDConfig:
         check_number(where, "weight_decay", self.weight_decay)
         if self.tau is not None:
             check_number(where, "tau", self.tau, above=True)
-        if not _is_count(self.min_per_class):
-            got = repr(self.min_per_class)
-            raise ValueError(message(where, "min_per_class", "a whole number, at least 0", got, "pass 0 for none"))
+        for name in ("min_per_class", "looks"):
+            if not _is_count(getattr(self, name)):
+                got = repr(getattr(self, name))
+                raise ValueError(message(where, name, "a whole number, at least 0", got, "pass 0 for none"))
         for name in ("recover", "keep_dc", "relabel", "deterministic"):
             _check_flag(where, name, getattr(self, name))
         check_one_of(where, "precision", self.precision, PRECISIONS)

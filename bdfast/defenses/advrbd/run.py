@@ -166,15 +166,14 @@ class Run:
             margins = torch.where(~seen, own.cpu(), margins)
         return margins
 
-    def enhance(self, model: nn.Module, in_dc: Tensor, number: int) -> None:
-        """Round ``number`` of enhancement, on ``model`` itself."""
+    def enhance(self, model: nn.Module, in_dc: Tensor, stage: str, number: int) -> None:
+        """An enhancement of ``model`` itself, the ``number``-th of the run."""
         before = len(self.history)
-        stage = f"enhance {number}"
         weight = next(p for p in model.parameters() if p.is_floating_point())
         plain = model if self.normalize is None else normalized(model, *self.normalize).to(weight.device)
         forward = training_forward(plain, ALONE, compiled=False)
         with (
-            self.watch("enhance"),
+            self.watch(stage.split(" ")[0]),
             isolated_rng(stream_seed(self.config.seed, f"advrbd: {stage}"), weight.device),
             deterministic_kernels(self.config.deterministic, weight.device),
             torch.enable_grad(),

@@ -109,11 +109,21 @@ def test_kl_scores_tell_badnets_from_clean_samples() -> None:
     assert all(math.isfinite(record["loss"]) for record in result.history)
 
 
-def test_robust_says_where_content_tells_nothing() -> None:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(90, 1, 3, 4, generator=generator), torch.arange(90) % 3
+def noise() -> tuple[Tensor, Tensor]:
+    """Images whose content tells nothing of their class."""
+    return torch.rand(90, 1, 3, 4, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 3
+
+
+def test_robust_says_where_content_tells_nothing_and_looks_again() -> None:
     with pytest.warns(UserWarning, match="recognise .* % of its samples, and content says little"):
-        quick(noise, preset="robust", keep_dc=True, min_per_class=5)
+        result = quick(noise(), preset="robust", keep_dc=True, min_per_class=5)
+    stages = [record["stage"] for record in result.history]
+    assert stages[-6:] == ["clean", "clean", "look 0", "look 0", "recovered", "recovered"]
+    assert result.history[-1]["epoch"] == result.history[-1]["epochs"]
+    assert "look" in result.timings
+    told = quick(preset="robust")
+    assert [record["stage"] for record in told.history][-4:] == ["clean", "clean", "recovered", "recovered"]
+    assert told.history[-1]["epoch"] == told.history[-1]["epochs"]
 
 
 # --- the result ------------------------------------------------------------------------------------------------------
@@ -289,6 +299,19 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, epochs_do
     with pytest.raises(Stop):
         quick(preset="robust", checkpoint=tmp_path / "run", callback=stop)
     assert fingerprint(quick(preset="robust", checkpoint=tmp_path / "run")) == fingerprint(quick(preset="robust"))
+
+
+@pytest.mark.filterwarnings("ignore:advrbd")
+@pytest.mark.parametrize("epochs_done", [13, 14, 15])  # in the look, after it, and past it
+def test_a_look_is_taken_up_again(tmp_path: Path, epochs_done: int) -> None:
+    def stop(record: dict[str, Any]) -> None:
+        if record["epoch"] == epochs_done:
+            raise InterruptedError
+
+    options: dict[str, Any] = {"preset": "robust", "min_per_class": 5}
+    with pytest.raises(InterruptedError):
+        quick(noise(), **options, checkpoint=tmp_path / "run", callback=stop)
+    assert fingerprint(quick(noise(), **options, checkpoint=tmp_path / "run")) == fingerprint(quick(noise(), **options))
 
 
 KILLED = """

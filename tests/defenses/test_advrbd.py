@@ -219,6 +219,7 @@ def test_samples_that_cannot_be_scored_are_counted_and_never_chosen() -> None:
         ({"tau": 0.0}, ValueError, "`tau`"),
         ({"per_class": 1}, TypeError, "`per_class` expected True or False"),
         ({"min_per_class": -1}, ValueError, "`min_per_class`"),
+        ({"looks": -1}, ValueError, "`looks`"),
         ({"content_networks": 1}, ValueError, "`content_networks` expected at least 2"),
         ({"content_seeds": 0.0}, ValueError, "`content_seeds`"),
         ({"content_seeding": "none"}, ValueError, "`content_seeding` expected one of both, energy, neighbors"),

@@ -126,7 +126,7 @@ class AdvrBDConfig:
     content_with: Literal["confidence", "kl"] = "confidence"
     """What rank="content" weighs content against: the warm-up model's "confidence" (low is presumed clean), or its "kl"
     score [O]. The weight of content is the share of all samples that it recognises. What the rounds add to D_c is
-    98.6 to 100 % clean on digits and, under BadNets, Blended and TaCT on 4,000 images of CIFAR-10, 97.6 to 100 %
+    98.6 to 100 % clean on digits and, under BadNets, Blended and TaCT on 4,000 images of CIFAR-10, 97.1 to 100 %
     (benchmarks/results). Confidence takes one forward pass, a KL score a gradient a patch."""
 
     content_epochs: int = 10

@@ -64,7 +64,7 @@ class AdvrBDConfig:
 
     preset: Literal["paper", "robust"] = "paper"
     """"paper": the closest reading, whose first selection is not clean enough on small data. "robust" [O]: what
-    measurably works there; it departs in ``rank``, ``per_class`` and ``content_check``. Fields given win."""
+    measurably works there; it departs in the fields of :data:`PRESETS`, each with its reason. Fields given win."""
 
     # --- 1. warm-up --------------------------------------------------------------------------------------------------
 

@@ -90,10 +90,9 @@ def recovered(
 ) -> Tensor:
     """D_clean and what the clean model classifies as labelled, if somebody seconds that.
 
-    A clean model that is often wrong takes some poison for its target, too: of 4,000 images of CIFAR-10, where it was
-    right in four of nine, a sixth of the poison. What seconds it is content or, where content tells nothing, one of the
-    enhanced networks that misclassifies the sample: they keep the backdoor, and nearly all poison is as labelled to all
-    of them.
+    A clean model that is often wrong takes some of the poison for its target, too, and what comes back teaches the next
+    one the trigger. What seconds it is content or, where content tells nothing, one of the enhanced networks that
+    misclassifies the sample: they keep the backdoor, and most poison is as labelled to all of them.
 
     Args:
         clean: D_clean so far.

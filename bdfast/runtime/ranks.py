@@ -13,6 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+if dist.is_available():
+    # Its functions have the group of the moment of its import as a default, and DistributedDataParallel imports it
+    # late, after init_process_group: the group and its threads would then live until the interpreter ends, and a
+    # thread of gloo that lets go of a tensor just then aborts the process.
+    import torch.distributed.nn.functional
+
 T = TypeVar("T")
 
 
@@ -61,7 +67,7 @@ class Ranks:
                 box[1] = error
         dist.broadcast_object_list(box)
         if box[1] is not None:
-            raise box[1]
+            raise box.pop()  # its traceback holds this frame: were it still in here, neither would go without gc
         value: T = box[0]
         return value
 

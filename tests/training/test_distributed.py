@@ -76,8 +76,9 @@ def work(rank: int, folder: str) -> None:
 
     images, labels = make_data()
     found["other data"] = raised(lambda: train_classifier(make_net(True), (images, labels.roll(rank)), CONFIG))
-    torch.save(found, path / f"{rank}.pt")
     dist.destroy_process_group()
+    found["threads"] = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
+    torch.save(found, path / f"{rank}.pt")
 
 
 CONFIG_14 = TrainConfig(epochs=2, batch_size=14, lr=0.05, augment="none", schedule="one_cycle")  # the last batch has 5
@@ -133,6 +134,13 @@ def test_a_callback_ends_all_ranks_and_the_checkpoint_goes_on(both: list[dict[st
 def test_all_ranks_need_the_same_data(both: list[dict[str, Any]]) -> None:
     for found in both:
         assert "`data` expected the same samples and config on every rank, got others on rank 1" in found["other data"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads by name need /proc")
+def test_the_group_ends_where_it_is_destroyed(both: list[dict[str, Any]]) -> None:
+    # Threads of a group that outlives it may abort the process as the interpreter ends.
+    for found in both:
+        assert [name for name in found["threads"] if "gloo" in name] == []
 
 
 def test_parts_make_up_the_batches() -> None:

@@ -8,6 +8,7 @@ import torch as _torch  # noqa: F401  isort: skip
 from bdfast import attacks, backends, data, defenses, metrics, models, nn, ops, optim, patch, training
 from bdfast._version import __version__
 from bdfast.backends import backend, debug, explain
+from bdfast.backends.availability import warn_without_links as _warn_without_links
 
 __all__ = [
     "__version__",
@@ -26,3 +27,5 @@ __all__ = [
     "patch",
     "training",
 ]
+
+_warn_without_links(__path__[0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -61,11 +63,20 @@ def triton_missing() -> str | None:
     try:
         importlib.import_module("bdfast.triton_kernels")
     except ImportError as error:
-        return (
-            f"the Triton sources could not be imported ({error}); bdfast/triton_kernels is a symbolic link to "
-            "csrc/triton: on a checkout without links, enable them (git config core.symlinks true) and check out again"
-        )
+        return f"the Triton sources could not be imported ({error}); {_LINKS}"
     return None
+
+
+_LINKS = (
+    "bdfast/triton_kernels is a symbolic link to csrc/triton: on a checkout without links, enable them (git config "
+    "core.symlinks true) and check out again"
+)
+
+
+def warn_without_links(package: str) -> None:
+    """Say what to do where git left a file with the link's text in its place, as it does on Windows."""
+    if Path(package, "triton_kernels").is_file():
+        warnings.warn(f"bdfast: no Triton kernels; {_LINKS}", RuntimeWarning, stacklevel=3)
 
 
 @functools.cache

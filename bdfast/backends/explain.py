@@ -10,6 +10,7 @@ import torch
 
 from bdfast.backends import selection
 from bdfast.backends.registry import BackendUnavailableError, find
+from bdfast.errors import message
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,28 @@ def explain(
         backend: as passed to the op.
 
     Raises:
-        ValueError: unknown op or backend.
+        ValueError: unknown op, device or backend.
 
     Example:
         >>> import torch, bdfast
         >>> bdfast.explain("hinge_cross_entropy", dtype=torch.float64).chosen
         'reference'
     """
-    found = find(op if isinstance(op, str) else op.__name__)
+    found = find(op if isinstance(op, str) else getattr(op, "__name__", repr(op)))
     wish = selection.requested(backend, "explain")
-    if wish == "auto":
-        wish = selection.from_environment()
-    probe = _Probe(torch.device(device), dtype)
+    probe = _Probe(_device(device), dtype)
     try:
         chosen: str | None = found.choose(wish, probe).backend
     except BackendUnavailableError:
         chosen = None
     return Explanation(found.public, chosen, found.reasons(probe), wish)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(message("explain", "device", "a device", repr(device), 'pass "cpu" or "cuda"')) from None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Op:
         The dispatcher costs 5 us a call from Python, as much as a kernel on a CIFAR-10 batch of logits.
         """
         key = self.key(*arguments)
-        if torch.compiler.is_compiling() or not _is_plain(key):
+        if torch.compiler.is_compiling() or not is_plain(key):
             return self.call(*arguments)
         return self._run(key, arguments)
 
@@ -139,7 +139,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Whether a call on this tensor is seen by nobody but the kernel: no subclass, no mode, no transform, no tracer."""
     return (
         type(tensor) in _PLAIN_TYPES

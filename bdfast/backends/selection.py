@@ -7,6 +7,8 @@ from contextlib import ContextDecorator
 from types import TracebackType
 from typing import Any, Literal, get_args
 
+import torch
+
 from bdfast.errors import message
 
 BackendName = Literal["auto", "reference", "cpp", "cuda", "triton"]
@@ -31,10 +33,15 @@ def validate(name: str, where: str) -> str:
 
 
 def requested(argument: str, where: str) -> str:
-    """The backend asked for by the argument, else by the enclosing ``with bdfast.backend(...)``, else ``"auto"``."""
+    """The backend asked for by the argument, else by the enclosing ``with bdfast.backend(...)``, else the environment.
+
+    ``"auto"`` under ``torch.compile``, whose code asks the environment where it runs.
+    """
     if argument != "auto":
         return validate(argument, where)
-    return "auto" if _forced is None else _forced
+    if _forced is not None:
+        return _forced
+    return "auto" if torch.compiler.is_compiling() else from_environment()
 
 
 def from_environment() -> str:

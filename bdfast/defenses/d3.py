@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from bdfast.defenses.layers import select_layers
 from bdfast.errors import message
 from bdfast.ops import hinge_cross_entropy
+from bdfast.ops.precision import norm_of
 from bdfast.optim import ProjectedSGD
 from bdfast.runtime.determinism import stream_seed
 from bdfast.runtime.precision import Precision
@@ -278,10 +279,10 @@ def _warm_up_(weights: Sequence[Tensor], config: D3Config) -> None:
         warnings.warn(f'd3: `warm_up` is "middle": {text}', UserWarning, stacklevel=4)
     generator = torch.Generator().manual_seed(stream_seed(config.seed, "warm-up"))
     for w in weights:
-        norm = torch.linalg.vector_norm(w, dtype=torch.float64)
+        norm = norm_of(w)
         if config.warm_up == "random":
             u = torch.rand(w.shape, generator=generator) - 0.5
-            w.copy_(u * (norm.cpu() / u.norm()))
+            w.copy_(u * (norm.cpu() / norm_of(u)))
         elif config.warm_up == "far":
             w.neg_()
         elif config.warm_up == "noise":

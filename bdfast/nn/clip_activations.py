@@ -112,7 +112,8 @@ def clip_activations(
         model: any module. Its modules, parameters and hooks stay; only instances' ``forward`` is replaced, until
             ``remove()``. Move and save it through the result, which owns the bounds.
         sites: ``"stage-relu"``, the three of MM-BD (see :func:`bdfast.nn.stage_sites.stage_sites`); ``"all-relu"``; or
-            names as errors and ``sites`` list them. ReLUs of a module called from several places share a bound.
+            names as errors and ``sites`` list them, where one without ``:1``, ``:2`` stands for all calls of its ReLU.
+            ReLUs of a module called from several places share a bound.
         bound: to start from, in every channel, >= 0.
         example: a batch, run once in eval mode if the channels of a site cannot be read off the network's layers.
         fuse: whether batch norms may be joined.
@@ -186,12 +187,13 @@ def _choose(network: Network, sites: str | Sequence[str]) -> list[Site]:
     if isinstance(sites, str) or not isinstance(sites, Iterable) or not sites:
         expected = '"stage-relu", "all-relu" or a list of names'
         raise ValueError(message(NAME, "sites", expected, repr(sites), f"choose among {', '.join(available)}"))
-    missing = [name for name in sites if name not in available]
+    wanted = set(sites)
+    chosen = [site for site in network.sites if not wanted.isdisjoint(site.names)]
+    missing = [name for name in sites if not any(name in site.names for site in chosen)]
     if missing:
         expected = f"names of ReLUs, not {', '.join(map(repr, missing))}"
         raise ValueError(message(NAME, "sites", expected, _listing(network), "correct the names"))
-    wanted = set(sites)
-    return [site for site in network.sites if site.name in wanted]
+    return chosen
 
 
 _REMEDY = "name the ReLUs to clip, or rewrite those forwards without decisions on the values of tensors"

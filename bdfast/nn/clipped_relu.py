@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bdfast.errors import message
 from bdfast.ops.batch_norm_clipped_relu import batch_norm_clipped_relu
 from bdfast.ops.clipped_relu import clipped_relu
+from bdfast.ops.validation import check_number, is_number
+
+# torch.fx traces networks through this layer, and takes its ops as they are.
+fx.wrap("clipped_relu")
+fx.wrap("batch_norm_clipped_relu")
 
 
 class ClippedReLU(nn.Module):
@@ -42,6 +47,7 @@ class ClippedReLU(nn.Module):
 
     def __init__(self, bound: Tensor | float, *, learnable: bool = True, ceiling: float = math.inf) -> None:
         super().__init__()
+        check_number("ClippedReLU", "ceiling", ceiling, "6 makes a ReLU6")
         if not ceiling >= 0.0:
             raise ValueError(message("ClippedReLU", "ceiling", "a number >= 0", str(ceiling), "6 makes a ReLU6"))
         self.bound = _parameter(bound, learnable)
@@ -72,7 +78,7 @@ def _parameter(bound: Tensor | float, learnable: bool) -> nn.Parameter:
     if isinstance(bound, nn.Parameter):
         return bound
     if not isinstance(bound, Tensor):
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+        if not is_number(bound):
             got = type(bound).__name__
             raise TypeError(message("ClippedReLU", "bound", "a number or a tensor", got, "pass one of these"))
         if not bound >= 0.0:

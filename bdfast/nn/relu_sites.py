@@ -43,6 +43,11 @@ class Site:
     ceiling: float
     channels: int | None
 
+    @property
+    def names(self) -> set[str]:
+        """What it is called by: its own name, and that of all calls of the same."""
+        return {self.name, self.name.rsplit(":", 1)[0]}
+
 
 @dataclass(frozen=True)
 class Network:

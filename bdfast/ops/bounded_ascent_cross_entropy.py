@@ -25,7 +25,7 @@ from bdfast.backends.registry import always
 from bdfast.errors import message
 from bdfast.ops import validation
 from bdfast.ops.autograd import apply, once_differentiable, wants_gradient
-from bdfast.ops.precision import compute_dtype, upcast
+from bdfast.ops.precision import compute_dtype, total, upcast
 from bdfast.ops.rows import (
     DTYPE_CODE,
     classes_contiguous,
@@ -138,7 +138,7 @@ def reference(
     m = z.amax(dim=1)
     stats = torch.stack((m, (z - m[:, None]).exp().sum(dim=1)), dim=1)
     ce = _cross_entropy(z, target, stats)
-    descend, ascend = (part.sum(dtype=torch.float64) for part in (ce[:num_descend], ce[num_descend:].clamp_max(tau)))
+    descend, ascend = (total(part) for part in (ce[:num_descend], ce[num_descend:].clamp_max(tau)))
     down, up = _weights(len(z), num_descend, mu)
     return (down * descend + up * ascend).to(z.dtype), stats
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.errors import message
-from bdfast.ops.precision import in_precision_of
+from bdfast.ops.precision import in_precision_of, total
 from bdfast.ops.validation import FLOATING, is_number
 
 LANES = 16  # words of a block
@@ -32,6 +32,8 @@ def check_activations(op: str, x: Tensor) -> None:
         raise TypeError(
             message(op, "x", "float32, float16, bfloat16 or float64", str(x.dtype), "convert it with .float()")
         )
+    if x.layout is not torch.strided:
+        raise TypeError(message(op, "x", "a dense tensor", str(x.layout), "convert it with .to_dense()"))
 
 
 def check_per_channel(op: str, name: str, value: Tensor | None, x: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
 def sum_over_channel(values: Tensor, bounds: int) -> Tensor:
     """Sums of ``values`` ``[N, C, ...]`` in float64: one a channel, or a single one for ``bounds == 1``."""
     if bounds == 1:
-        return values.sum(dtype=torch.float64).reshape(1)
+        return total(values).reshape(1)
     return values.sum(dim=[d for d in range(values.dim()) if d != 1], dtype=torch.float64)
 
 

@@ -32,6 +32,7 @@ from bdfast.ops.rows import (
     label_logit,
     label_mask,
     makes_gradient_ahead,
+    reduce_rows,
     scale_ahead_,
 )
 
@@ -139,10 +140,7 @@ def reference(
     s = (z - m[:, None]).exp().sum(dim=1)
     ce = (m - label_logit(z, target)) + s.log()
     rows = _hinge(ce, margin) if hinge == "sample" else ce
-    if reduction == "none":
-        return rows, torch.stack((m, s), dim=1)
-    total = rows.sum(dtype=torch.float64)
-    reduced = (total / len(rows) if reduction == "mean" else total).to(z.dtype)
+    reduced = reduce_rows(rows, reduction)
     return (_hinge(reduced, margin) if hinge == "batch" else reduced), torch.stack((m, s), dim=1)
 
 

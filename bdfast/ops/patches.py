@@ -33,6 +33,8 @@ def check_images(op: str, images: Tensor, name: str) -> None:
         raise TypeError(
             message(op, name, "float32, float16, bfloat16 or float64", str(images.dtype), "convert it with .float()")
         )
+    if images.layout is not torch.strided:
+        raise TypeError(message(op, name, "a dense tensor", str(images.layout), "convert it with .to_dense()"))
     if images.dim() != 4:
         raise ValueError(
             message(op, name, "shape [N, C, H, W]", str(list(images.shape)), "add the dimensions that are missing")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+RUN = 4096  # elements that one thread adds up; torch shares only longer sums among threads
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -20,3 +23,15 @@ def in_precision_of(tensor: Tensor, other: Tensor) -> Tensor:
     """``tensor`` in the precision that ops compute in on ``other``. Asks first: a call of ``to`` is a microsecond."""
     dtype = compute_dtype(other)
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum of all elements in float64, the same whatever the number of threads: runs of elements, then their sums."""
+    flat = values.reshape(-1)
+    runs = F.pad(flat, (0, -flat.shape[0] % RUN)).view(-1, RUN)
+    return runs.sum(dim=1, dtype=torch.float64).sum()
+
+
+def norm_of(values: Tensor) -> Tensor:
+    """L2 norm of all elements in float64, likewise."""
+    return total(values.double().square()).sqrt()

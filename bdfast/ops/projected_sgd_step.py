@@ -31,6 +31,7 @@ from bdfast.backends.availability import native, runs_cpp, runs_cuda
 from bdfast.backends.devices import on_device_of, stream_of
 from bdfast.backends.registry import always
 from bdfast.errors import message
+from bdfast.ops.precision import norm_of
 from bdfast.ops.validation import check_number
 
 NAME = "projected_sgd_step_"
@@ -119,6 +120,7 @@ def reference(
 ) -> None:
     """The update layer by layer; norms and distances in float64."""
     _check_memory(_layers(weights, anchors, grads, momentum_buffers))
+    _check_expanded(weights, momentum_buffers)
     rate = lr if lr_tensor is None else lr_tensor
     for j, (w, w0, g, v) in enumerate(zip(weights, anchors, grads, momentum_buffers, strict=True)):
         d = _distance(w, w0)
@@ -128,7 +130,7 @@ def reference(
         pull = torch.where(vanishes, torch.zeros_like(d), distance_weight / d).to(w.dtype)
         v.mul_(momentum).add_(g - pull * (w - w0))
         w.sub_(rate * v)
-        length = torch.linalg.vector_norm(w, dtype=torch.float64)
+        length = norm_of(w)
         scale = torch.where(length == 0, torch.ones_like(length), norms[j].to(length.dtype) / length)
         scale = torch.where(torch.isfinite(length), scale, length - length)
         w.copy_(scale * w.double())
@@ -137,8 +139,7 @@ def reference(
 
 
 def _distance(w: Tensor, w0: Tensor) -> Tensor:
-    distance: Tensor = torch.linalg.vector_norm(w.double() - w0.double())
-    return distance
+    return norm_of(w.double() - w0.double())
 
 
 # --- compiled implementations ----------------------------------------------------------------------------------------
@@ -176,6 +177,7 @@ def _on_dense_tensors(
     if all(map(_alike, weights, anchors, grads, momentum_buffers)):
         run(weights[0], layers, *scalars)
         return
+    _check_expanded(weights, momentum_buffers)
     w, w0, g, v = list(weights), list(anchors), list(grads), list(momentum_buffers)
     for j, layer in enumerate(zip(weights, anchors, grads, momentum_buffers, strict=True)):
         if not _alike(*layer):
@@ -299,6 +301,15 @@ def _check_tensor(name: str, tensor: Tensor, weight: Tensor) -> None:
         raise TypeError(message(NAME, name, f"{weight.dtype} like its weight", str(tensor.dtype), "convert it"))
     if tensor.device != weight.device:
         raise ValueError(message(NAME, name, f"device {weight.device}", str(tensor.device), "move it to its weight"))
+
+
+def _check_expanded(weights: list[Tensor], momentum_buffers: list[Tensor]) -> None:
+    """What is changed has memory of its own; looked at where a kernel does not show it by running on dense tensors."""
+    for name, tensors in (("weights", weights), ("momentum_buffers", momentum_buffers)):
+        for j, tensor in enumerate(tensors):
+            if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+                expected = "memory of its own for every element"
+                raise ValueError(message(NAME, f"{name}[{j}]", expected, "an expanded tensor", "pass .clone() of it"))
 
 
 def _check_memory(layers: list[Layer]) -> None:

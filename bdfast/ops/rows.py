@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from bdfast.backends import Op
+from bdfast.backends.registry import is_plain
+from bdfast.ops.precision import total
 
 REDUCTIONS = ("none", "sum", "mean")  # their indices are enum Reduction in csrc/include/rows.h
 DTYPE_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum DType in csrc/include/dtype.h
@@ -32,8 +34,8 @@ def reduce_rows(rows: Tensor, reduction: str) -> Tensor:
     """One value a row, or their sum or mean, in float64 and then in the dtype of ``rows``."""
     if reduction == "none":
         return rows
-    total = rows.sum(dtype=torch.float64)
-    return (total / len(rows) if reduction == "mean" else total).to(rows.dtype)
+    reduced = total(rows)
+    return (reduced / len(rows) if reduction == "mean" else reduced).to(rows.dtype)
 
 
 def makes_gradient_ahead(logits: Tensor, forward: Op, backend: str) -> bool:
@@ -46,6 +48,7 @@ def makes_gradient_ahead(logits: Tensor, forward: Op, backend: str) -> bool:
         logits.is_cpu
         and logits.dtype == torch.float32
         and not torch.compiler.is_compiling()
+        and is_plain(logits)  # a tracer has no gradient to look at
         and forward.choose(backend, logits).backend == "cpp"
     )
 

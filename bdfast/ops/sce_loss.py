@@ -161,7 +161,7 @@ def reference(
     z = upcast(logits)
     m, s = other_classes(z, target)
     margin = margin_of(m, s, label_logit(z, target))
-    rows = alpha * _softplus(margin) + reverse * margin.sigmoid()
+    rows = alpha * _softplus(margin) + reverse * _sigmoid(margin)
     return reduce_rows(rows, reduction), torch.stack((m, s), dim=1)
 
 
@@ -178,7 +178,7 @@ def reference_backward(
     z = upcast(logits)
     m, s = stats.unbind(dim=1)
     margin = margin_of(m, s, label_logit(z, target))
-    weight = grad_loss.to(z.dtype) * (alpha + reverse * (-margin).sigmoid()) * margin.sigmoid()
+    weight = grad_loss.to(z.dtype) * (alpha + reverse * _sigmoid(-margin)) * _sigmoid(margin)
     weight = (weight / len(z) if reduction == "mean" else weight)[:, None]
     others = z.masked_fill(label_mask(z, target), -float("inf"))
     share = (others - m[:, None]).exp() / torch.where(s == 0, torch.ones_like(s), s)[:, None]
@@ -201,6 +201,11 @@ def reference_with_gradient(
 def _softplus(margin: Tensor) -> Tensor:
     """``log(1 + e^m)`` to the last bit of relative accuracy (PyTorch's own is linear beyond a threshold)."""
     return margin.clamp_min(0.0) + (-margin.abs()).exp().log1p()
+
+
+def _sigmoid(margin: Tensor) -> Tensor:
+    """Its definition: the last elements of PyTorch's own round differently, and which are last depends on threads."""
+    return 1.0 / (1.0 + (-margin).exp())
 
 
 def clamped_reference(

@@ -81,7 +81,10 @@ def _compacted(
     counts: Tensor,  # [C], on the CPU
 ) -> Tensor:
     """What is selected. Classes that are all full, the usual case, need no launch; others no second sync."""
-    flat, selected = indices.view(-1), int(counts.sum())
+    flat = indices.view(-1)
+    if torch.compiler.is_compiling():  # how many there are is not known then
+        return flat[flat >= 0]
+    selected = int(counts.sum())
     if selected == len(flat):
         return flat
     return flat[torch.nonzero_static(flat >= 0, size=selected)[:, 0]]

@@ -26,6 +26,7 @@ from torch.optim.sgd import sgd
 
 from bdfast.errors import message
 from bdfast.ops import projected_sgd_step_
+from bdfast.ops.precision import norm_of
 from bdfast.ops.validation import check_number
 
 NAME = "ProjectedSGD"
@@ -227,10 +228,12 @@ class ProjectedSGD(Optimizer):
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for id_, p in zip(ids, params, strict=True):
-            # torch has cast the state to the dtype of its parameter, which would round masters and anchors.
-            for key, value in state_dict["state"].get(id_, {}).items() if p.dtype in HALF else ():
-                if self.state[p][key].dtype != value.dtype:
-                    self.state[p][key] = value.to(p.device, copy=True)
+            # torch has cast the state to the dtype of its parameter, which would round masters and anchors, and what it
+            # did not cast is still the tensor that was given, whose owner may step on.
+            for key, value in state_dict["state"].get(id_, {}).items():
+                if isinstance(value, Tensor):
+                    dtype = value.dtype if p.dtype in HALF else p.dtype
+                    self.state[p][key] = value.to(p.device, dtype, copy=True)
         self._stacks = [self._stacks_of(group) for group in self.param_groups]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -257,7 +260,7 @@ def _initial_states(group: dict[str, Any], anchors: Sequence[Tensor] | None) -> 
         _check_anchor(j, p, anchor)
         dtype = torch.float32 if p.dtype in HALF else p.dtype
         anchor = anchor.detach().to(p.device, dtype, copy=True)
-        norm = torch.linalg.vector_norm(anchor, dtype=torch.float64).to(dtype)
+        norm = norm_of(anchor).to(dtype)
         state = {
             "anchor": anchor,
             "momentum_buffer": torch.zeros_like(anchor),
@@ -275,6 +278,9 @@ def _check_anchor(j: int, p: Tensor, anchor: Tensor) -> None:
     if p.dtype not in DTYPES:
         expected, remedy = "float32, float64, bfloat16 or float16", "set projected=False for its group"
         raise TypeError(message(NAME, f"params[{j}]", expected, str(p.dtype), remedy))
+    if not isinstance(anchor, Tensor):
+        got = type(anchor).__name__
+        raise TypeError(message(NAME, f"anchors[{j}]", "a tensor", got, "pass the weights to start from"))
     if anchor.shape != p.shape:
         got = f"{list(anchor.shape)} for {list(p.shape)}"
         raise ValueError(message(NAME, f"anchors[{j}]", "the shape of its parameter", got, "pass matching lists"))

@@ -223,6 +223,8 @@ def test_a_module_that_a_block_calls_twice_is_two_sites() -> None:
         with clip_activations(model) as clipped:
             assert list(clipped.sites) == ["relu", "layer1.1.relu:2", "layer2.1.relu:2"]
             torch.testing.assert_close(clipped(images), expected)
+        with clip_activations(model, ["layer3.0.relu", "layer1.0.relu:2"]) as clipped:  # both calls, and one
+            assert list(clipped.sites) == ["layer1.0.relu:2", "layer3.0.relu:1", "layer3.0.relu:2"]
 
 
 def test_each_spelling_is_found() -> None:

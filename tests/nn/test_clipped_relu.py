@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from bdfast.models import classifier_layers
 from bdfast.nn import ClippedReLU
@@ -95,8 +95,15 @@ def test_does_not_end_a_classifier_head() -> None:
         ({"bound": None}, TypeError, "`bound` expected a number or a tensor, got NoneType"),
         ({"bound": torch.ones(3).int()}, TypeError, "`bound` expected a floating-point tensor, got torch.int32"),
         ({"bound": 1.0, "ceiling": -1.0}, ValueError, "`ceiling` expected a number >= 0, got -1.0"),
+        ({"bound": 1.0, "ceiling": "6"}, TypeError, "`ceiling` expected a number, got str"),
     ],
 )
 def test_errors(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         ClippedReLU(**arguments)
+
+
+def test_networks_are_traced_through_it() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), ClippedReLU(torch.ones(4), ceiling=6.0), nn.Flatten())
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.equal(fx.symbolic_trace(network)(x), network(x))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bdfast
 from bdfast.backends import find
 from bdfast.testing import Case, OpSuite, Outputs, compare, parity, suites, upcast
 from tests.ops.backends import combinations, skip_unless_runnable
@@ -37,24 +42,85 @@ def test_reruns_are_bit_identical(
         assert torch.equal(first[name].nan_to_num(), second[name].nan_to_num()), name
 
 
-def test_thread_count_does_not_change_a_bit() -> None:
+@pytest.fixture
+def with_threads() -> Iterator[Callable[[Callable[[], Outputs]], list[Outputs]]]:
+    """Runs something with 1, 2 and 3 threads."""
     threads = torch.get_num_threads()
-    try:
-        for suite in suites().values():
-            reasons = find(suite.name).reasons(torch.empty(0))
-            if "cpp" not in reasons:
-                continue
-            if reasons["cpp"] is not None:
-                pytest.skip("the compiled extension is not built")
-            for case in (c for c in suite.cases if c.benchmark and not c.large and "4096x4096" not in c.name):
-                results = []
-                for count in (1, 2, 3):
-                    torch.set_num_threads(count)
-                    results.append(run(suite, case, "cpp", torch.device("cpu"), torch.float32))
-                for name in results[0]:
-                    assert all(torch.equal(results[0][name], other[name]) for other in results[1:]), (case.name, name)
-    finally:
-        torch.set_num_threads(threads)
+
+    def repeated(action: Callable[[], Outputs]) -> list[Outputs]:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(action())
+        return found
+
+    yield repeated
+    torch.set_num_threads(threads)
+
+
+def same_bits(first: Outputs, *others: Outputs) -> bool:
+    return all(torch.equal(first[name], other[name]) for other in others for name in first)
+
+
+def test_thread_count_does_not_change_a_bit(with_threads: Callable[[Callable[[], Outputs]], list[Outputs]]) -> None:
+    for suite in suites().values():
+        reasons = find(suite.name).reasons(torch.empty(0))
+        if "cpp" not in reasons:
+            continue
+        if reasons["cpp"] is not None:
+            pytest.skip("the compiled extension is not built")
+        for case in (c for c in suite.cases if c.benchmark and not c.large and "4096x4096" not in c.name):
+            results = with_threads(partial(run, suite, case, "cpp", torch.device("cpu"), torch.float32))
+            assert same_bits(*results), case.name
+
+
+def total_loss(op: str, dtype: torch.dtype, options: dict[str, Any]) -> Outputs:
+    """Sum of a loss over rows that PyTorch shares among threads, and the gradient."""
+    generator = torch.Generator().manual_seed(0)
+    z = (8 * torch.randn(100_001, 4, generator=generator)).to(dtype).requires_grad_()
+    second = z.detach().flip(0) if op == "kl_divergence" else torch.randint(0, 4, (len(z),), generator=generator)
+    loss = getattr(bdfast.ops, op)(z, second, **options, backend="reference")
+    loss.sum().backward()
+    return {"loss": loss.detach(), "grad": z.grad}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [
+        ("sce_loss", {}),
+        ("sce_loss", {"reduction": "sum"}),
+        ("kl_divergence", {"reduction": "sum"}),
+        ("hinge_cross_entropy", {"margin": 0.1}),
+        ("bounded_ascent_cross_entropy", {"num_descend": 40_000, "mu": 0.5, "tau": 3.0}),
+    ],
+)
+def test_thread_count_does_not_change_a_bit_of_the_references(
+    op: str, options: dict[str, Any], dtype: torch.dtype, with_threads: Callable[[Callable[[], Outputs]], list[Outputs]]
+) -> None:
+    """float64 has no other backend."""
+    assert same_bits(*with_threads(partial(total_loss, op, dtype, options)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_thread_count_does_not_change_a_bit_of_other_long_sums(
+    dtype: torch.dtype, with_threads: Callable[[Callable[[], Outputs]], list[Outputs]]
+) -> None:
+    """The gradient of one bound, the norms of a layer."""
+
+    def act() -> Outputs:
+        generator = torch.Generator().manual_seed(0)
+        x, g, v = torch.randn(3, 7, 3, 80, 80, generator=generator, dtype=dtype)
+        bound = torch.tensor(0.7, dtype=dtype, requires_grad=True)
+        (bdfast.ops.clipped_relu(x, bound, backend="reference") * g).sum(dim=(1, 2, 3)).sum().backward()
+        w, w0 = x.clone(), x + 0.01 * v
+        norms = torch.tensor([30.0], dtype=dtype)
+        bdfast.ops.projected_sgd_step_(
+            [w], [w0], [g], [v], lr=0.1, momentum=0.9, distance_weight=10.0, norms=norms, backend="reference"
+        )
+        return {"bound": bound.grad, "w": w, "v": v}  # type: ignore[dict-item]
+
+    assert same_bits(*with_threads(act))
 
 
 @pytest.mark.parametrize("suite", suites().values(), ids=suites().keys())

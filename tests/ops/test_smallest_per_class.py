@@ -126,6 +126,12 @@ def test_compaction_of_full_and_of_partial_classes(k: int) -> None:
         assert smallest_per_class(scores, labels, k, 2, backend=backend).tolist() == expected
 
 
+@pytest.mark.parametrize("k", [1, 3, 4])  # full classes, and partial ones
+def test_compiles_without_graph_break(k: int) -> None:
+    compiled = torch.compile(lambda s: smallest_per_class(s * 2, LABELS, k, 3) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(SCORES), smallest_per_class(SCORES, LABELS, k, 3) + 1)
+
+
 def test_raw_op_compiles_without_graph_break() -> None:
     raw: Any = torch.ops.bdfast.smallest_per_class
     compiled = torch.compile(lambda s: raw(s * 2, LABELS, 2, 3, "auto")[0] + 1, fullgraph=True, backend="aot_eager")

@@ -132,6 +132,18 @@ def test_state_dict_resumes_bit_identically(dtype: torch.dtype, weights_first: b
             assert torch.equal(value, again.state[q][key]), key
 
 
+def test_a_state_that_was_loaded_is_a_copy() -> None:
+    first = network()
+    optimizer = ProjectedSGD(groups(first), lr=0.05)
+    train(first, optimizer, batches(2))
+    second = copy.deepcopy(first)
+    again = ProjectedSGD(groups(second), lr=0.05)
+    again.load_state_dict(optimizer.state_dict())
+    train(first, optimizer, batches(2))
+    train(second, again, batches(2))
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+
+
 def test_deep_copies_step_alike_and_apart() -> None:
     net = network()
     optimizer = ProjectedSGD(groups(net), lr=0.05)
@@ -321,6 +333,8 @@ def test_wrong_parameters() -> None:
         ProjectedSGD([{"params": [w], "anchors": [torch.ones(2)]}])
     with pytest.raises(ValueError, match="`anchors` expected one tensor a parameter, 1, got 2"):
         ProjectedSGD([{"params": [w], "anchors": [w, w]}])
+    with pytest.raises(TypeError, match=r"`anchors\[0\]` expected a tensor, got float"):
+        ProjectedSGD([{"params": [w], "anchors": [1.0]}])
     with pytest.raises(ValueError, match=r"`params\[0\]` expected an anchor with a finite norm above 0, got 0.0"):
         ProjectedSGD([nn.Parameter(torch.zeros(2))])
     with pytest.raises(ValueError, match=r"`params\[0\]` expected an anchor with a finite norm above 0, got nan"):

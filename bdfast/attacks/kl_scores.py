@@ -36,6 +36,7 @@ from bdfast.runtime.batching import auto_batch_size
 from bdfast.runtime.chunks import ChunkStore, Columns, backing_off, in_chunks, note_of
 from bdfast.runtime.frozen import FrozenModel
 from bdfast.runtime.guard import model_device, usable_device
+from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import PRECISIONS, Precision
 from bdfast.runtime.progress import Callback, Record
 from bdfast.runtime.ranks import Ranks
@@ -97,6 +98,7 @@ class KLScoreConfig:
     round: int = 0
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         choices = {
             "objective": get_args(Objective),
             "combine": get_args(Combine),
@@ -162,7 +164,7 @@ def kl_scores(
         A :class:`bdfast.runtime.ScoreTable` in the order of ``ids`` with the columns ``label``, ``prediction`` and
         ``confidence`` (arg-max and largest probability on the clean image) and ``halved`` (computed in a smaller batch,
         because memory ran out); with bf16 ``rescored``, too. A sample with logits that are not finite is in quarantine:
-        its score is NaN.
+        its score is NaN, its prediction -1.
 
     Raises:
         TypeError, ValueError: arguments of another kind than stated; a checkpoint of another run.
@@ -305,11 +307,12 @@ class KLScorer:
         scores = torch.stack([kl_divergence(clean, self._score.logits(x_adv)) for x_adv in moved])
         score = _combine(scores, config.combine)
         confidence, prediction = clean.softmax(1).max(1)
-        finite = clean.isfinite().all(1) & score.isfinite()
+        told = clean.isfinite().all(1)
+        finite = told & score.isfinite()
         return {
             "score": score.where(finite, torch.nan),
             "confidence": confidence.where(finite, torch.nan),
-            "prediction": prediction,
+            "prediction": prediction.where(told, -1),
         }
 
     def _attack(self, radius: int) -> MaskedPGD:

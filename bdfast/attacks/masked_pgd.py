@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bdfast.attacks.checks import check_labels
 from bdfast.errors import message
 from bdfast.ops import kl_divergence, masked_pgd_step_, masked_random_start, patch_centers
 from bdfast.runtime.frozen import FrozenModel
@@ -48,6 +49,7 @@ class MaskedPGD:
             takes normalised images, ``(0 - mean) / std`` and ``(1 - mean) / std``, with step and eps divided by std.
 
     Raises:
+        TypeError: the network is not frozen.
         ValueError: an objective, a direction or a number of steps that is none.
 
     Example:
@@ -73,6 +75,9 @@ class MaskedPGD:
         lower: float | Tensor = 0.0,
         upper: float | Tensor = 1.0,
     ) -> None:
+        if not isinstance(frozen, FrozenModel):
+            remedy = "enter `with FrozenModel(model) as frozen:`"
+            raise TypeError(message("masked_pgd", "frozen", "a FrozenModel", type(frozen).__name__, remedy))
         for name, value, choices in (
             ("objective", objective, get_args(Objective)),
             ("direction", direction, get_args(Direction)),
@@ -154,10 +159,11 @@ def masked_pgd(
 
     Args:
         ids: indices of the samples in their data set; 0 .. N - 1 by default.
-        labels: int64 ``[N]``, for ``objective="ce"``.
+        labels: ``[N]`` classes, for ``objective="ce"``.
 
     Raises:
-        ValueError: as :class:`MaskedPGD`; no labels for ``"ce"``, or ids of another length.
+        TypeError, ValueError: as :class:`MaskedPGD`; no labels for ``"ce"``, labels or ids of another kind or length.
+        LabelRangeError: a label that is no class of the network.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
@@ -169,8 +175,11 @@ def masked_pgd(
         frozen, radius=radius, steps=steps, step_size=step_size, eps=eps, objective=objective, direction=direction,
         lower=lower, upper=upper,
     )  # fmt: skip
-    if objective == "ce" and labels is None:
-        raise ValueError(message("masked_pgd", "labels", 'labels [N] for objective="ce"', "None", "pass labels=..."))
     ids = torch.arange(len(x)) if ids is None else ids
-    target = labels.to(x.device) if objective == "ce" and labels is not None else frozen.logits(x)
-    return attack(x, ids, target, seed=seed, round=round)
+    logits = frozen.logits(x)
+    if objective == "kl":
+        return attack(x, ids, logits, seed=seed, round=round)
+    if labels is None:
+        raise ValueError(message("masked_pgd", "labels", 'labels [N] for objective="ce"', "None", "pass labels=..."))
+    check_labels("masked_pgd", labels, len(x), logits.shape[1])
+    return attack(x, ids, labels.to(x.device, torch.int64), seed=seed, round=round)

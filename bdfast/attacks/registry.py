@@ -18,6 +18,7 @@ from bdfast.attacks.ssba import SSBA
 from bdfast.attacks.tact import TaCT
 from bdfast.attacks.wanet import WaNet
 from bdfast.errors import message
+from bdfast.runtime.plain_numbers import plain_number
 
 _KINDS: tuple[type[Attack], ...] = (
     AdaptiveBlend, AdaptivePatch, BadNets, Blended, InputAware, LF, PhysicalBA, SIG, SSBA, TaCT, WaNet,
@@ -75,4 +76,4 @@ def get(name: str, **options: Any) -> Attack:
             raise TypeError(
                 message(f"attacks.{kind.name}", option, expected, f"an option `{option}`", "check its name")
             )
-    return kind(**options)
+    return kind(**{option: plain_number(value) for option, value in options.items()})

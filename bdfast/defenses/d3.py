@@ -34,6 +34,7 @@ from bdfast.ops import hinge_cross_entropy
 from bdfast.ops.precision import norm_of
 from bdfast.optim import ProjectedSGD
 from bdfast.runtime.determinism import stream_seed
+from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback, Record
 from bdfast.runtime.resident import Augment
@@ -125,6 +126,7 @@ class D3Config:
     does."""
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         check_one_of("D3Config", "preset", self.preset, tuple(PRESETS))
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is FROM_PRESET:

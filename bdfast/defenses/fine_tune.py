@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bdfast.errors import message
+from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback
 from bdfast.runtime.resident import Augment
@@ -74,6 +75,7 @@ class FineTuneConfig:
     """Same bits in every run on a GPU too, where it costs speed; the CPU always gives them."""
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         check_number("FineTuneConfig", "weight_decay", self.weight_decay)
         check_training_options("FineTuneConfig", self)
 

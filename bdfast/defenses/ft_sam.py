@@ -35,6 +35,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdfast.errors import message
 from bdfast.optim import SAM
+from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback
 from bdfast.runtime.resident import Augment
@@ -106,6 +107,7 @@ class FTSAMConfig:
     """Same bits in every run on a GPU too, where it costs speed; the CPU always gives them."""
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         check_number("FTSAMConfig", "rho", self.rho)
         if not isinstance(self.adaptive, bool):
             raise TypeError(message("FTSAMConfig", "adaptive", "True or False", repr(self.adaptive), "pass a bool"))

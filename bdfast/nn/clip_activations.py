@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import numbers
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 from bdfast.errors import message
 from bdfast.nn.clipped_relu import ClippedReLU
 from bdfast.nn.relu_sites import Network, Site, find, input_of, is_inplace, relu_nodes, trace
-from bdfast.nn.stage_sites import stage_sites
+from bdfast.nn.stage_sites import spread_sites, stage_sites
 
 NAME = "clip_activations"
 _CLIPS = "_bdfast_clips"  # where a block finds its clips; not a child of the block, whose state dict stays as it is
@@ -111,9 +112,10 @@ def clip_activations(
     Args:
         model: any module. Its modules, parameters and hooks stay; only instances' ``forward`` is replaced, until
             ``remove()``. Move and save it through the result, which owns the bounds.
-        sites: ``"stage-relu"``, the three of MM-BD (see :func:`bdfast.nn.stage_sites.stage_sites`); ``"all-relu"``; or
-            names as errors and ``sites`` list them, where one without ``:1``, ``:2`` stands for all calls of its ReLU.
-            ReLUs of a module called from several places share a bound.
+        sites: ``"stage-relu"``, the three of MM-BD (see :func:`bdfast.nn.stage_sites.stage_sites`) or, with a warning,
+            three as far into a network without such stages; ``"all-relu"``; or names as errors and ``sites`` list them,
+            where one without ``:1``, ``:2`` stands for all calls of its ReLU. ReLUs of a module called from several
+            places share a bound.
         bound: to start from, in every channel, >= 0.
         example: a batch, run once in eval mode if the channels of a site cannot be read off the network's layers.
         fuse: whether batch norms may be joined.
@@ -179,11 +181,7 @@ def _choose(network: Network, sites: str | Sequence[str]) -> list[Site]:
             raise ValueError(message(NAME, "sites", "ReLUs within reach", _listing(network), _REMEDY))
         return network.sites
     if sites == "stage-relu":
-        found = stage_sites(network)
-        if not found:
-            expected = "a model with stages of a ResNet, PreAct-ResNet, VGG or MobileNetV2, or at most three ReLUs"
-            raise ValueError(message(NAME, "sites", expected, _listing(network), 'name the ReLUs or pass "all-relu"'))
-        return found
+        return stage_sites(network) or _spread(network)
     if isinstance(sites, str) or not isinstance(sites, Iterable) or not sites:
         expected = '"stage-relu", "all-relu" or a list of names'
         raise ValueError(message(NAME, "sites", expected, repr(sites), f"choose among {', '.join(available)}"))
@@ -194,6 +192,19 @@ def _choose(network: Network, sites: str | Sequence[str]) -> list[Site]:
         expected = f"names of ReLUs, not {', '.join(map(repr, missing))}"
         raise ValueError(message(NAME, "sites", expected, _listing(network), "correct the names"))
     return chosen
+
+
+def _spread(network: Network) -> list[Site]:
+    found = spread_sites(network)
+    if not found:
+        expected = (
+            "a model with ReLUs, all of them within reach or in stages of a ResNet, PreAct-ResNet, VGG or MobileNetV2"
+        )
+        raise ValueError(message(NAME, "sites", expected, _listing(network), 'name the ReLUs or pass "all-relu"'))
+    names = ", ".join(site.name for site in found)
+    text = f'`sites` "stage-relu" finds no stages that it knows in a {type(network.model).__name__} and takes {names}'
+    warnings.warn(f'{NAME}: {text}; name the ReLUs or pass "all-relu" for others', UserWarning, stacklevel=4)
+    return found
 
 
 _REMEDY = "name the ReLUs to clip, or rewrite those forwards without decisions on the values of tensors"

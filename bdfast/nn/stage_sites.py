@@ -26,6 +26,8 @@ def stage_sites(network: Network) -> list[Site]:
     ``features``)                       width); the blocks themselves end without one
     at most three ReLUs in all          each
     ==================================  ==========================================================================
+
+    For other networks see :func:`spread_sites`.
     """
     for path, module in network.model.named_modules():
         prefix = f"{path}." if path else ""
@@ -35,6 +37,13 @@ def stage_sites(network: Network) -> list[Site]:
             if found:
                 return found
     return list(network.sites) if len(network.sites) <= _COUNT else []
+
+
+def spread_sites(network: Network) -> list[Site]:
+    """Of n ReLUs in the order of execution the first, and those n // 4 and n // 2 behind it: as far into the network as
+    the sites of a ResNet-18 are, numbers 0, 4 and 8 of 17. Empty where not all ReLUs are within reach."""
+    count = len(network.sites)
+    return [] if network.opaque or count <= _COUNT else [network.sites[i] for i in (0, count // 4, count // 2)]
 
 
 Rule = Callable[[Network, nn.Module, str, list[Site]], "list[Site] | None"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bdfast.data.dataset import as_tensors
 from bdfast.errors import message
+from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.ranks import ALONE, Ranks
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -34,6 +35,7 @@ class Augment:
     flip: bool = True
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         if isinstance(self.crop_padding, bool) or not isinstance(self.crop_padding, int):
             raise TypeError(
                 message("Augment", "crop_padding", "an int", repr(self.crop_padding), "pass whole pixels; 0 is no crop")

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from bdfast.errors import message
+from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback
 from bdfast.runtime.ranks import ALONE, Ranks
@@ -86,6 +87,7 @@ class TrainConfig:
     """Same bits in every run on a GPU too, where it costs speed; the CPU always gives them."""
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         check_number("TrainConfig", "weight_decay", self.weight_decay)
         check_one_of("TrainConfig", "schedule", self.schedule, get_args(Schedule))
         check_training_options("TrainConfig", self)

@@ -148,6 +148,7 @@ def test_samples_without_finite_logits_are_in_quarantine() -> None:
     x[11] = 255
     table = kl_scores(Overflows(), (x, labels), KLScoreConfig(steps=2))
     assert table.quarantined.tolist() == [11]
+    assert (table.columns["prediction"] < 0).nonzero().flatten().tolist() == [11]
     assert len(table.ranking()) == 39
     assert table.scores[[10, 12]].isfinite().all()
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bdfast.attacks import MaskedPGD, masked_pgd
+from bdfast.errors import LabelRangeError
 from bdfast.ops import kl_divergence, patch_centers
 from bdfast.runtime import FrozenModel
 
@@ -123,6 +124,10 @@ def test_arguments() -> None:
         MaskedPGD(frozen, radius=1, steps=0)
     with pytest.raises(ValueError, match=r'masked_pgd: `labels` expected labels \[N\] for objective="ce", got None'):
         masked_pgd(frozen, x, radius=1, objective="ce")
+    with pytest.raises(LabelRangeError, match="masked_pgd: `labels` expected classes from 0 and below num_classes="):
+        masked_pgd(frozen, x, radius=1, objective="ce", labels=torch.full((len(x),), 99))
+    with pytest.raises(TypeError, match="masked_pgd: `frozen` expected a FrozenModel, got Flatten; enter `with Froz"):
+        masked_pgd(nn.Flatten(), x, radius=1)  # type: ignore[arg-type]
 
 
 def test_an_attack_goes_with_its_last_name() -> None:

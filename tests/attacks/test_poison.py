@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -238,3 +239,16 @@ def test_devices_agree(name: str) -> None:
     assert torch.equal(host.is_poisoned, device.is_poisoned.cpu())
     worst = (host.images.int() - device.images.cpu().int()).abs().max()
     assert worst <= (1 if name in ("wanet", "physical_ba") else 0)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """As they come out of a loop over numpy's seeds and rates."""
+    images, labels = torch.zeros(20, 1, 8, 8), torch.arange(20) % 4
+    usual = poison(images, labels, "badnets", rate=0.25, target=1, seed=3, num_classes=4, size=2)
+    data = poison(
+        images, labels, "badnets", rate=np.float32(0.25), target=np.int64(1), seed=np.int64(3), num_classes=np.int32(4),
+        size=np.int64(2),
+    )  # fmt: skip
+    assert torch.equal(data.images, usual.images)
+    assert torch.equal(data.labels, usual.labels)
+    assert [type(value) for value in (data.seed, data.relabel.target, data.relabel.num_classes)] == [int] * 3

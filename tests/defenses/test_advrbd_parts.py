@@ -109,6 +109,11 @@ def test_a_class_is_filled_up_by_score() -> None:
     assert clean.tolist() == [True, True, False, True, True, False]
 
 
+def test_the_largest_scores_of_a_class_are_kept_whatever_else_is_clean() -> None:
+    clean = identify(WRONG, LABELS, IN_DC, SCORES.flip(0), min_per_class=2)
+    assert clean.tolist() == [True, True, True, True, True, True]
+
+
 def test_content_has_the_last_word() -> None:
     content = torch.tensor([1.0, -1.0, 1.0, NAN, 1.0, 1.0])
     assert identify(WRONG, LABELS, IN_DC, SCORES, content=content).tolist() == [True, *[False] * 5]

@@ -260,6 +260,7 @@ def test_attack_result_as_the_benchmark_reads_it(record_folder: Path, attack: At
     assert list(content) == [
         "model_name", "num_classes", "model", "data_path", "img_size", "clean_data", "bd_train", "bd_test",
     ]  # fmt: skip
+    assert content["img_size"] == (*attack.train[0].shape[2:], attack.train[0].shape[1])
     state = content["bd_train"]
     assert set(state) == {
         "bd_data_container", "getitem_all", "getitem_all_switch", "original_index_array", "poison_indicator",

@@ -494,6 +494,19 @@ def test_channels_that_only_a_run_tells() -> None:
     clip_activations(model, example=torch.rand(1, 3, 4, 4)).remove()  # the failure left nothing behind
 
 
+def plain_network(relus: int) -> nn.Sequential:
+    return nn.Sequential(*(layer for _ in range(relus) for layer in (nn.Conv2d(3, 3, 1), nn.ReLU())))
+
+
+@pytest.mark.parametrize(("relus", "places"), [(4, [0, 1, 2]), (5, [0, 1, 2]), (8, [0, 2, 4]), (17, [0, 4, 8])])
+def test_a_network_without_stages_is_clipped_as_far_in(relus: int, places: list[int]) -> None:
+    """17 are as many as a ResNet-18 has, whose sites are these."""
+    with pytest.warns(UserWarning, match="finds no stages that it knows in a Sequential and takes 1, ") as told:
+        clipped = clip_activations(plain_network(relus))
+    assert list(clipped.sites) == [str(2 * place + 1) for place in places]
+    assert told[0].filename == __file__
+
+
 @pytest.mark.parametrize(
     ("sites", "options", "text"),
     [
@@ -526,9 +539,7 @@ def test_errors_of_the_model() -> None:
     for sites in ("stage-relu", "all-relu"):
         with pytest.raises(ValueError, match="got a Sequential with ReLUs none"):
             clip_activations(smooth, sites)  # type: ignore[arg-type]
-    deep = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Conv2d(3, 3, 1), nn.ReLU())))
-    with pytest.raises(ValueError, match='with ReLUs 1, 3, 5, 7, 9; name the ReLUs or pass "all-relu"'):
-        clip_activations(deep)
+    deep = plain_network(5)
     clipped = clip_activations(deep, "all-relu")
     for again in (deep, clipped):
         with pytest.raises(ValueError, match="`model` expected one without clips, got a clipped one"):

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from bdfast.defenses.advrbd.content import Seeding
 from bdfast.errors import message
+from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import PRECISIONS, Precision
 from bdfast.runtime.resident import Augment
 from bdfast.training.options import AugmentName, check_count, check_number, check_one_of
@@ -227,6 +228,7 @@ class AdvrBDConfig:
     """Same bits in every run on a GPU too, where it costs speed; the CPU always gives them."""
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         where = type(self).__name__
         check_one_of(where, "preset", self.preset, tuple(PRESETS))
         for name, value in PRESETS[self.preset].items():

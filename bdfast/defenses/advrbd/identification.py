@@ -51,9 +51,9 @@ def identify(
         misclassified: see :func:`misclassified_by`.
         labels: as given.
         in_dc: D_c.
-        scores: of the partition; the largest ones fill up ``min_per_class``.
+        scores: of the partition.
         keep_dc: D_c is clean by construction; otherwise it has to be misclassified, too.
-        min_per_class: samples of each class that are clean in any case.
+        min_per_class: samples of each class that are clean in any case, those of the largest scores.
         content: content margins; samples at or below 0, or NaN, are not clean (unless ``min_per_class`` asks for them).
 
     Warns:
@@ -74,10 +74,7 @@ def identify(
         clean &= content > 0
     for c in torch.unique(labels).tolist() if min_per_class else []:
         index = (labels == c).nonzero().flatten()
-        missing = min_per_class - int(clean[index].sum())
-        if missing > 0:
-            left = index[~clean[index]]
-            clean[left[largest_scores(scores[left], missing)]] = True
+        clean[index[largest_scores(scores[index], min(min_per_class, len(index)))]] = True
     return clean
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from bdfast.errors import message
+from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import PRECISIONS, Precision
 from bdfast.training.options import check_count, check_number, check_one_of
 
@@ -98,6 +99,7 @@ class GICConfig:
     """Same bits in every run on a GPU too, where it costs speed; the CPU always gives them."""
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         where = "GICConfig"
         check_one_of(where, "mode", self.mode, get_args(Mode))
         object.__setattr__(self, "p", _norm(self.p))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from bdfast.errors import message
+from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import PRECISIONS, Precision
 from bdfast.training.options import check_count, check_number, check_one_of
 
@@ -97,7 +98,8 @@ class PadFTConfig:
     # --- 2. activation clipping --------------------------------------------------------------------------------------
 
     sites: Sites = FROM_PRESET
-    """Which ReLUs get bounds: "stage-relu", three of them, as in [M]; "all-relu" [O]; or names of modules."""
+    """Which ReLUs get bounds: "stage-relu", three of them, as in [M] (in other networks three as far in, with a warning
+    [O]); "all-relu" [O]; or names of modules."""
 
     init: float | Literal["observed", "channel"] = FROM_PRESET
     """z at the start: "observed", the site's largest activation on the selected set in all of its channels, so that
@@ -206,6 +208,7 @@ class PadFTConfig:
     """Same bits in every run on a GPU too, where it costs speed; the CPU always gives them."""
 
     def __post_init__(self) -> None:
+        take_plain_numbers(self)
         where = type(self).__name__
         check_one_of(where, "preset", self.preset, tuple(PRESETS))
         for name, value in PRESETS[self.preset].items():

@@ -97,13 +97,13 @@ def write_record(folder: str | os.PathLike[str], record: StoredRecord, *, in_mem
         "num_classes": record.num_classes,
         "model": OrderedDict((key, value.detach().cpu().clone()) for key, value in record.state.items()),
         "data_path": record.data_path,
-        "img_size": [height, width, channels],
+        "img_size": (height, width, channels),
         "clean_data": record.clean_data,
         "bd_train": None if record.train is None else _set_state(folder, record.train, "bd_train_dataset", in_memory),
         "bd_test": _set_state(folder, record.test, "bd_test_dataset", in_memory),
     }
     info = {"model": record.model_name, "dataset": record.clean_data, "num_classes": record.num_classes}
-    torch_save({**info, "img_size": [height, width, channels]}, folder / "info.pickle")
+    torch_save({**info, "img_size": (height, width, channels)}, folder / "info.pickle")
     if record.train is not None:
         torch_save(record.train.flags.numpy().astype(np.int64), folder / "train_poison_index_list.pickle")
     torch_save(content, folder / ATTACK_RESULT)

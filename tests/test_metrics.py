@@ -329,6 +329,7 @@ def test_evaluate_takes_the_rows_that_the_attack_counts() -> None:
     found = evaluate(Table(3), (images, true), (images, wanted, true, true == 1))
     assert (found.asr, found.ra, found.n_eligible) == (1 / 2, 1 / 2, 2)
     assert found.asr_with_target == 2 / 3
+    assert found.asr_others == 1.0
 
 
 def test_evaluate_all_to_all_has_no_single_target() -> None:
@@ -370,6 +371,7 @@ def test_json_holds_every_field() -> None:
     metrics = Metrics(acc=0.5, asr=0.25, ra=0.75, n_clean=4)
     values = json.loads(metrics.to_json())
     assert values.pop("asr_with_target") is None
+    assert values.pop("asr_others") is None
     assert values.pop("acc_without_target") is None
     assert values == {
         "acc": 0.5, "asr": 0.25, "ra": 0.75, "n_clean": 4, "n_triggered": 0, "n_eligible": 0, "n_nonfinite": 0,

@@ -26,8 +26,7 @@ from bdfast.errors import message
 class TaCT(Attack):
     """A source-specific patch with cover samples; all-to-one only.
 
-    ASR counts test images of the source class alone. What the trigger does to the others:
-    ``triggered._replace(eligible=(y != source) & (y != target))`` with ``y = triggered.original_labels``.
+    ASR counts test images of the source class alone; ``Metrics.asr_others`` says what the trigger does to the others.
 
     Example:
         >>> from bdfast import attacks

@@ -225,6 +225,8 @@ def table(rows: Mapping[str, Metrics], *, extended: bool = False) -> str:
         d3        80.0     0.0       -    95.0
     """
     columns = {**RATES, **({"ASR+target": "asr_with_target", "ACC-target": "acc_without_target"} if extended else {})}
+    if any(not math.isnan(metrics.asr_others) for metrics in rows.values()):
+        columns["ASR-others"] = "asr_others"
     first = next(iter(rows.values()))
     compared = len(rows) > 1
     widths = [max(6, len(name)) for name in [*columns, *(["DER"] if compared else [])]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -74,7 +75,7 @@ def evaluate(
 
     on_clean = predict(model, clean[0], batch_size=batch_size, device=device, normalize=normalize)
     on_triggered = predict(model, triggered[0], batch_size=batch_size, device=device, normalize=normalize)
-    everything = torch.ones_like(eligible)
+    everything, others = torch.ones_like(eligible), (original != wanted) & ~eligible
     counted = torch.ones_like(true, dtype=torch.bool)
     if len(wanted) > 0 and bool((wanted == wanted[0]).all()):
         counted = true != wanted[0]
@@ -83,6 +84,9 @@ def evaluate(
         asr=rate_of("evaluate (asr)", on_triggered.classes == wanted, eligible),
         ra=rate_of("evaluate (ra)", on_triggered.classes == original, eligible),
         asr_with_target=rate_of("evaluate (asr_with_target)", on_triggered.classes == wanted, everything),
+        asr_others=rate_of("evaluate (asr_others)", on_triggered.classes == wanted, others)
+        if others.any()
+        else math.nan,
         acc_without_target=rate_of("evaluate (acc_without_target)", on_clean.classes == true, counted),
         n_clean=len(true),
         n_triggered=len(wanted),

@@ -20,6 +20,7 @@ class Metrics:
     asr: float  # triggered images of another true class than the attack label
     ra: float = math.nan  # the same images against their true labels
     asr_with_target: float = math.nan  # all triggered images
+    asr_others: float = math.nan  # triggered images that asr leaves out, of other classes than the label: TaCT's
     acc_without_target: float = math.nan  # clean images of other classes than the single attack label, if it is single
     n_clean: int = 0
     n_triggered: int = 0

@@ -36,6 +36,16 @@ def test_table_of_one_model_has_no_rating() -> None:
     ]
 
 
+def test_table_of_an_attack_on_one_class_shows_the_others() -> None:
+    rows = {"victim": Metrics(acc=0.9, asr=1.0, asr_others=0.25), "d3": Metrics(acc=0.9, asr=0.5)}
+    header, victim, defended = (line.split() for line in table(rows).splitlines())
+    assert header == ["ACC", "ASR", "RA", "ASR-others", "DER"]
+    assert (victim, defended) == (
+        ["victim", "90.0", "100.0", "-", "25.0", "-"],
+        ["d3", "90.0", "50.0", "-", "-", "75.0"],
+    )
+
+
 def test_json_has_no_nan() -> None:
     assert json.loads(to_json({"a": math.nan, "b": [math.inf, Path("x")]})) == {"a": None, "b": [None, "x"]}
 

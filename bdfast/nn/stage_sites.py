@@ -40,8 +40,10 @@ def stage_sites(network: Network) -> list[Site]:
 
 
 def spread_sites(network: Network) -> list[Site]:
-    """Of n ReLUs in the order of execution the first, and those n // 4 and n // 2 behind it: as far into the network as
-    the sites of a ResNet-18 are, numbers 0, 4 and 8 of 17. Empty where not all ReLUs are within reach."""
+    """Three ReLUs as far into the network as those of a ResNet-18, which are numbers 0, 4 and 8 of 17.
+
+    Numbers 0, n // 4 and n // 2 of n in the order of execution; empty where not all ReLUs are within reach.
+    """
     count = len(network.sites)
     return [] if network.opaque or count <= _COUNT else [network.sites[i] for i in (0, count // 4, count // 2)]
 

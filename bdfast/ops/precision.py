@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RUN = 4096  # elements that one thread adds up; torch shares only longer sums among threads
+PIECE = 2**22  # elements that are float64 at once
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -33,5 +34,6 @@ def total(values: Tensor) -> Tensor:
 
 
 def norm_of(values: Tensor) -> Tensor:
-    """L2 norm of all elements in float64, likewise."""
-    return total(values.double().square()).sqrt()
+    """L2 norm of all elements in float64, likewise; a piece at a time, since all of them as float64 may not fit."""
+    pieces = [total(piece.double().square()) for piece in values.reshape(-1).split(PIECE)]
+    return torch.stack(pieces).sum().sqrt()

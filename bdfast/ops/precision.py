@@ -35,5 +35,5 @@ def total(values: Tensor) -> Tensor:
 
 def norm_of(values: Tensor) -> Tensor:
     """L2 norm of all elements in float64, likewise; a piece at a time, since all of them as float64 may not fit."""
-    pieces = [total(piece.double().square()) for piece in values.reshape(-1).split(PIECE)]
+    pieces = [total(piece.double().square()) for piece in torch.split(values.reshape(-1), PIECE)]
     return torch.stack(pieces).sum().sqrt()

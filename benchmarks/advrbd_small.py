@@ -3,6 +3,7 @@
 
     python benchmarks/advrbd_small.py                        benchmarks/results/advrbd_digits.{json,md}
     python benchmarks/advrbd_small.py --data FILE            advrbd_cifar10_subset: 4,000 images of CIFAR-10
+    python benchmarks/advrbd_small.py --data FILE --images 12000                  advrbd_cifar10_subset_12000
     python benchmarks/advrbd_small.py --budget-minutes 10    stops in time; the same command goes on from there
 
 Small networks on few images: what it shows are trends, not the figures of papers.

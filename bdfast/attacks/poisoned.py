@@ -164,6 +164,7 @@ def poison(
                 [  0, 255, 255, 255]], dtype=torch.uint8)
     """
     attack = _resolve(attack, options)
+    rate, cover_rate = plain_number(rate), plain_number(cover_rate)
     target, seed, num_classes = plain_number(target), plain_number(seed), plain_number(num_classes)
     check_images("poison", images)
     check_labels("poison", labels, len(images), num_classes)
@@ -175,7 +176,6 @@ def poison(
     relabel = Relabel(mode, target, num_classes)
     attack.check_relabel(relabel)
     wanted = attack.attack_labels(original, relabel)
-    rate, cover_rate = plain_number(rate), plain_number(cover_rate)
     selection = select(attack, original, wanted, rate=rate, cover_rate=cover_rate, seed=seed)
 
     attack = attack.for_run(seed).trained(images, original, relabel, seed)

@@ -12,6 +12,11 @@ from typing import Any
 
 import torch
 
+_LINKS = (
+    "bdfast/triton_kernels is a symbolic link to csrc/triton: on a checkout without links, enable them (git config "
+    "core.symlinks true) and check out again"
+)
+
 HALF_OR_FLOAT = (torch.float32, torch.float16, torch.bfloat16)  # what most kernels take
 
 
@@ -65,12 +70,6 @@ def triton_missing() -> str | None:
     except ImportError as error:
         return f"the Triton sources could not be imported ({error}); {_LINKS}"
     return None
-
-
-_LINKS = (
-    "bdfast/triton_kernels is a symbolic link to csrc/triton: on a checkout without links, enable them (git config "
-    "core.symlinks true) and check out again"
-)
 
 
 def warn_without_links(package: str) -> None:

@@ -178,6 +178,13 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     assert caught.value.kind in ("limit", "damaged")
 
 
+@pytest.mark.parametrize("stem", ["full_base_aug_seed=2333", "victim (2), lr 0.1 @ cifar10", "größe"])
+def test_the_folder_in_the_zip_is_called_as_the_file_was(tmp_path: Path, stem: str) -> None:
+    path = tmp_path / f"{stem}.pt"
+    torch.save({"w": torch.ones(2)}, path)
+    assert torch.equal(read_artefact(path).value["w"], torch.ones(2))
+
+
 @pytest.mark.parametrize("what", ["nothing", "folder"])
 def test_no_file(tmp_path: Path, what: str) -> None:
     path = tmp_path if what == "folder" else tmp_path / "nowhere.pt"

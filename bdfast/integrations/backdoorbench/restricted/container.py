@@ -23,7 +23,7 @@ _END64 = b"PK\x06\x06"
 _LOCATOR64 = b"PK\x06\x07"
 _CENTRAL = b"PK\x01\x02"
 _LOCAL = b"PK\x03\x04"
-_NAME = re.compile(r"[\w.+\- ]+(/[\w.+\-]+)+\Z", re.ASCII)
+_NAME = re.compile(r"[ -.0-\[\]-~]+(/[\w.+\-]+)+\Z", re.ASCII)  # the folder is called as the file was: a=1, b (2)
 
 
 class Contents:
@@ -52,7 +52,7 @@ def read(data: Any, max_pickle: int) -> Contents:
 
 
 def _read_zip(data: Any, max_pickle: int) -> Contents:
-    members = _members(data)
+    members = members_of(data)
     tops = {name.partition("/")[0] for name in members}
     if len(tops) != 1:
         raise damaged("zip directory", "one folder", f"{len(tops)}")
@@ -105,7 +105,7 @@ def _storage(identity: Any, where: str) -> Storage:
     return Storage(*TORCH_DTYPES[kind.path.removeprefix("torch.")], key, count)
 
 
-def _members(data: Any) -> dict[str, tuple[int, int]]:
+def members_of(data: Any) -> dict[str, tuple[int, int]]:
     """Name -> (first byte, number of bytes) of every member."""
     start, size, count = _directory(data)
     if not 1 <= count <= MAX_MEMBERS:

@@ -8,9 +8,9 @@ and there is no way around either. Sizes are checked before the weights are read
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,10 @@ WRAPPERS = ("model", "state_dict", "model_state_dict", "net")  # where training 
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _ORDER = "bdfast.order"  # safetensors sorts its tensors; readers that match weights by position need their order
 _ZIP_MAGIC = b"PK\x03\x04"
+# What torch's restricted reader calls with any number or codec that a file names: a few bytes would fill the memory.
+_UNBOUNDED = {b"\nbytearray\n": "bytearray", b"\nencode\n": "bytes"}
+_FREE_BYTES = 64 << 20  # that tensors may declare whatever the file's size; beyond, each byte of it counts a few times
+_SHARING = 8
 
 
 @dataclass(frozen=True)
@@ -198,29 +202,60 @@ def _from_json(text: str) -> Any:
 
 def _read_torch(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with path.open("rb") as file:
-        magic = file.read(len(_ZIP_MAGIC))
-        if magic == _ZIP_MAGIC:
-            _check_zip(path, file, max_bytes)
+        _check_torch(path, file)
         # Shapes first, without memory: a few bytes can declare a tensor of any size.
         state, _ = _unwrap(path, _restricted_load(path, file, "meta"))
-        _check_size(path, sum(max(t.nbytes, t.untyped_storage().nbytes()) for t in state.values()), max_bytes)
+        if made := [key for key, value in state.items() if value.device.type != "meta"]:
+            raise _refused(path, f"a tensor without numbers in the file under `{made[0]}`", "save a state dict")
+        declared = sum(max(t.nbytes, t.untyped_storage().nbytes()) for t in state.values())
+        _check_size(path, declared, max_bytes)
+        if declared > max(_FREE_BYTES, _SHARING * path.stat().st_size):
+            got = f"tensors of {declared} bytes in a file of {path.stat().st_size}"
+            raise _refused(path, got, "save contiguous tensors")
         state, metadata = _unwrap(path, _restricted_load(path, file, "cpu"))
     if hollow := [key for key, value in state.items() if value.device.type != "cpu"]:
         raise _refused(path, f"a tensor without values under `{hollow[0]}`", "save the model after loading its weights")
     return state, metadata
 
 
-def _check_zip(path: Path, file: IO[bytes], max_bytes: int) -> None:
+def load_plain(path: Path) -> Any:
+    """What a file of torch.save holds, of tensors, numbers, text and plain containers.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    with path.open("rb") as file:
+        _check_torch(path, file)
+        return _restricted_load(path, file, "cpu")
+
+
+def _check_torch(path: Path, file: IO[bytes]) -> None:
+    """Refuse what torch's own reader would take for more than it is, before it is called."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start, size = _check_zip(path, data) if data[: len(_ZIP_MAGIC)] == _ZIP_MAGIC else (0, len(data))
+        for name, kind in _UNBOUNDED.items():
+            if data.find(name, start, start + size) >= 0:
+                remedy = "save numbers and strings, or use `bdfast convert`, which leaves the rest out"
+                raise _refused(path, f"values of the type {kind} beside them", remedy)
+
+
+def _check_zip(path: Path, data: mmap.mmap) -> tuple[int, int]:
+    """First byte and length of the pickle in a zip that all readers understand alike, and that is not compressed."""
+    # Imported here, because the package of this module imports the one that we are in.
+    from bdfast.integrations.backdoorbench.restricted.container import members_of
+    from bdfast.integrations.backdoorbench.restricted.refused import Refused
+
     try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-    except Exception as error:
-        raise _refused(path, f"a damaged zip archive ({_line(error)})", "fetch or save it again") from error
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        found = members_of(data)
+    except Refused as error:
+        got = f"a damaged or compressed zip archive ({error.field}: {error.got})"
+        raise _refused(path, got, "fetch or save it again") from error
+    if any(name.endswith("/constants.pkl") for name in found):
         raise _refused(path, "a TorchScript archive, which holds a program", "save model.state_dict() instead")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise _refused(path, "a compressed zip archive, which torch.save never writes", "save it with torch.save")
-    _check_size(path, sum(entry.file_size for entry in entries), max_bytes)
+    pickles = [span for name, span in found.items() if name.partition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise _refused(path, f"a zip archive with {len(pickles)} files data.pkl", "fetch or save it again")
+    return pickles[0]
 
 
 def _restricted_load(path: Path, file: IO[bytes], device: str) -> Any:
@@ -236,25 +271,27 @@ def _restricted_load(path: Path, file: IO[bytes], device: str) -> Any:
 
 def _unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and the rest of what a torch file held."""
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise _refused(path, f"a {type(content).__name__}", "save a state dict")
-    wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    state = content if wrapper is None else content[wrapper]
-    metadata = {} if wrapper is None else {str(key): value for key, value in content.items() if key != wrapper}
-    for key, value in state.items():
+    # dict's own methods: a file may put others under their names into an OrderedDict.
+    wrapper = next((key for key in WRAPPERS if isinstance(dict.get(content, key), dict)), None)
+    state = content if wrapper is None else dict.get(content, wrapper)
+    metadata = {} if wrapper is None else {str(key): value for key, value in dict.items(content) if key != wrapper}
+    tensors = dict(dict.items(state))
+    for key, value in tensors.items():
         if fault := _not_dense(key, value):
             raise _refused(path, fault, "save a state dict")
-    return {key: value.detach() for key, value in state.items()}, metadata
+    return {key: Tensor.detach(value) for key, value in tensors.items()}, metadata
 
 
 def _not_dense(key: Any, value: Any) -> str | None:
     """What keeps ``value`` from being a dense tensor with a name, in words."""
     if not isinstance(key, str):
-        return f"the key {key!r}"
+        return f"the key {key!r:.80}"
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__} under `{key}`"
-    if value.layout != torch.strided or value.is_quantized:
-        return f"a sparse or quantized tensor under `{key}`"
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        return f"a sparse, nested or quantized tensor under `{key}`"
     return None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bdfast import models
 from bdfast.runtime.checkpoints import load_into, load_state, save_state
+from tests.integrations import hostile
 
 STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.5, -2.0]), "a.n": torch.tensor(7)}
 
@@ -130,6 +131,59 @@ def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
         load_state(tmp_path / "bomb.pt")
 
 
+def item(key: str, value: bytes) -> bytes:
+    return hostile.text(key) + value + b"s"
+
+
+def called(path: str, *arguments: bytes) -> bytes:
+    return hostile.name(path) + b"(" + b"".join(arguments) + b"tR"
+
+
+WEIGHT = hostile.tensor((4,), (1,))
+ORDERED = called("collections.OrderedDict")
+CONSTRUCTOR = hostile.name("collections.OrderedDict")
+HEX = called(
+    "_codecs.encode", called("_codecs.encode", hostile.text("ab"), hostile.text("latin1")), hostile.text("hex")
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "got"),
+    [
+        (b"}" + item("w", WEIGHT) + item("x", called("builtins.bytearray", hostile.integer(1 << 40))), "bytearray"),
+        (b"}" + item("w", WEIGHT) + item("x", HEX), "type bytes"),
+        (b"}" + item("w", called("torch.Tensor", b"K\x05")), "without numbers in the file under `w`"),
+        (b"}" + item("w", called("torch.FloatTensor", hostile.integer(1 << 32))), "without numbers in the file"),
+        (b"}" + item("w", hostile.tensor((1 << 28,), (0,))), "tensors of 1073741824 bytes in a file of"),
+    ],
+    ids=["bytearray", "codec", "uninitialised", "uninitialised, large", "one number many times"],
+)
+def test_a_few_bytes_do_not_become_many(tmp_path: Path, body: bytes, got: str) -> None:
+    (tmp_path / "x.pt").write_bytes(hostile.pt(hostile.PROTO + body + b".", {"0": bytes(16)}))
+    with pytest.raises(ValueError, match=rf"load_state: `.*x\.pt` expected weights .*{got}"):
+        load_state(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("method", ["get", "items", "keys", "detach", "untyped_storage"])
+@pytest.mark.parametrize("value", [b"K\x01", CONSTRUCTOR], ids=["number", "constructor"])
+def test_a_file_does_not_choose_the_methods_of_what_it_holds(tmp_path: Path, method: str, value: bytes) -> None:
+    state = b"}" + item(method, value)
+    arguments = hostile.storage() + b"K\x00(K\x04t(K\x01t\x89" + ORDERED + b"t"
+    rebuild = hostile.name("torch._utils._rebuild_tensor_v2") + hostile.name("torch.Tensor") + b"(" + arguments + state
+    weight = called("torch._tensor._rebuild_from_type_v2", rebuild)
+    body = hostile.PROTO + ORDERED + item("w", weight) + state + b"b."
+    (tmp_path / "x.pt").write_bytes(hostile.pt(body, {"0": bytes(16)}))
+    assert_same(load_state(tmp_path / "x.pt").state, {"w": torch.zeros(4)})
+
+
+def test_a_zip_that_two_readers_take_for_two_files_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "x.pt")
+    data = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(data[:-22] + bytes(64) + data[-22:])  # the directory is not where its end says
+    with pytest.raises(ValueError, match=r"x\.pt.*zip archive"):
+        load_state(tmp_path / "x.pt")
+
+
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:  # what torch.jit.save writes, as far as it matters
         for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
@@ -168,7 +222,7 @@ def test_noise_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> Non
         ({"w": [1.0]}, "a list under `w`"),
         ({"model": {"w": 1.0}, "num_classes": 2}, "a float under `w`"),
         ({3: torch.ones(1)}, "the key 3"),
-        ({"w": torch.ones(2, 2).to_sparse()}, "a sparse or quantized tensor under `w`"),
+        ({"w": torch.ones(2, 2).to_sparse()}, "a sparse, nested or quantized tensor under `w`"),
         ({"w": torch.ones(2, device="meta")}, "a tensor without values under `w`"),
     ],
 )

@@ -133,8 +133,10 @@ def parse_normalize(where: str, text: str, data: str, said: object = None) -> No
     if text == "none":
         return None
     if text == "auto" and said is not None:
-        text = "none" if said == "none" else str(said)
-        return parse_normalize(where, text, data)
+        if not isinstance(said, str):  # a file may hold anything there, also what never ends when shown
+            got, remedy = f"a {type(said).__name__} in the checkpoint", "pass --normalize"
+            raise ValueError(message(where, "--normalize", "text", got, remedy))
+        return parse_normalize(where, said, data)
     if text == "auto":
         return tuple(normalization(data)) if data in ("digits", "cifar10") else None  # type: ignore[return-value]
     mean, slash, std = text.partition("/")

@@ -17,10 +17,12 @@ from torch.optim.optimizer import Optimizer
 
 from bdfast.errors import message
 from bdfast.files import atomic_write
+from bdfast.runtime.checkpoints import load_plain
 from bdfast.runtime.progress import Record
 from bdfast.runtime.ranks import ALONE, Ranks
 
 FORMAT = "bdfast.training/2"
+_EXPECTED, _REMEDY = "a checkpoint of this very run", "take another path, or remove the file to start afresh"
 
 
 def fingerprint(where: str, config: Any, tensors: Iterable[Tensor], ranks: int = 1) -> str:
@@ -92,26 +94,32 @@ def load(
     content = ranks.share(lambda: _read(path, run))
     if content is None:
         return []
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    schedule.load_state_dict(content["schedule"])
-    states = content["rng"][ranks.rank]
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-    return list(content["history"])
+    try:
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        if (
+            content["schedule"].keys() != schedule.state_dict().keys()
+        ):  # which would become attributes, whatever they are
+            raise KeyError("schedule")
+        schedule.load_state_dict(content["schedule"])
+        states = content["rng"][ranks.rank]
+        torch.set_rng_state(states[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], device)
+        return list(content["history"])
+    except Exception as error:  # parts that are missing, or of another kind
+        raise ValueError(message("checkpoint", str(path), _EXPECTED, "a damaged one", _REMEDY)) from error
 
 
 def _read(path: str | os.PathLike[str], run: str) -> dict[str, Any] | None:
     if not Path(path).exists():
         return None
-    expected, remedy = "a checkpoint of this very run", "take another path, or remove the file to start afresh"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)  # never unpickles code
+        content = load_plain(Path(path))  # never unpickles code
     except Exception as error:  # a damaged file can fail in any way
         got = f"a file that cannot be read ({type(error).__name__})"
-        raise ValueError(message("checkpoint", str(path), expected, got, remedy)) from error
+        raise ValueError(message("checkpoint", str(path), _EXPECTED, got, _REMEDY)) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("run") != run:
         got = "one of another function, config, model or data"
-        raise ValueError(message("checkpoint", str(path), expected, got, remedy))
+        raise ValueError(message("checkpoint", str(path), _EXPECTED, got, _REMEDY))
     return content

@@ -132,6 +132,19 @@ def test_convert_a_checkpoint_then_evaluate_its_folder(wrapper: str, bdfast: Run
     assert outcomes[0].out == outcomes[1].out
 
 
+@pytest.mark.parametrize("said", [5, ["0.5", "0.5"], "endless"])
+def test_a_checkpoint_says_its_normalization_in_text(said: object, bdfast: Run, tmp_path: Path) -> None:
+    if said == "endless":
+        said = [1]
+        for _ in range(40):
+            said = [said] * 10  # one list ten times
+    model = models.build("digits_cnn", num_classes=10, image_size=8, seed=0)
+    torch.save({"model_name": "digits_cnn", "model": model.state_dict(), "normalize": said}, tmp_path / "x.pt")
+    outcome = bdfast("evaluate", "--model", tmp_path / "x.pt", *BASE)
+    assert outcome.code == 2
+    assert "`--normalize` expected text, got a" in outcome.err
+
+
 def test_doctor_shows_nothing_that_a_terminal_obeys(bdfast: Run, tmp_path: Path) -> None:
     torch.save({"model": {"\x1b[2Ja": torch.ones(1) / 0}, "note\x1b[2J": "\x1b]0;title\x07"}, tmp_path / "x.pt")
     outcome = bdfast("doctor", "--artefact", tmp_path / "x.pt")

@@ -91,6 +91,30 @@ def test_checkpoint_resumes_bit_identically(
     assert [record["epoch"] for record in result.history] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("part", ["model", "optimizer", "schedule", "rng", "history"])
+@pytest.mark.parametrize("value", [None, {}, [torch.zeros(3)], {"conv": torch.zeros(3)}])
+def test_checkpoint_with_a_part_of_another_kind(
+    net: nn.Sequential, data: tuple[Tensor, Tensor], tmp_path: Path, part: str, value: Any
+) -> None:
+    if part == "history" and isinstance(value, (list, dict)):
+        pytest.skip("whatever a list holds is only told")
+    path, before = tmp_path / "run.pt", bits(net)
+
+    def interrupt(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(net, data, QUICK, interrupt, checkpoint=path)
+    content = torch.load(path)
+    torch.save({**content, part: value}, path)
+    with pytest.raises(
+        ValueError, match=r"checkpoint: `.*run\.pt` expected a checkpoint of this very run, got a damaged"
+    ):
+        train_classifier(net, data, QUICK, checkpoint=path)
+    assert equal(bits(net), before)
+
+
 def test_channels_last_and_bfloat16(net: nn.Sequential, data: tuple[Tensor, Tensor]) -> None:
     results = {}
     for name, changes in {"plain": {}, "last": {"channels_last": True}, "half": {"precision": "bf16"}}.items():

@@ -164,8 +164,7 @@ def _array(place: Path, name: str, ndim: int, kinds: str, manifest: dict[str, An
         expected, got = f"{ndim} axes of {'floats' if kinds == 'f' else 'integers'}", f"{array.dtype} {array.shape}"
         raise ValueError(message("load_calibrated", str(file), expected, got, "make it again"))
     array = np.array(array)
-    said = manifest.get("arrays", {}).get(name, {}).get("sha256") if manifest else None
-    if manifest and said != _hash(array):
+    if manifest and manifest["arrays"][name]["sha256"] != _hash(array):
         expected, remedy = "the array of its manifest", "make the set again, or remove manifest.json to trust it"
         raise ValueError(message("load_calibrated", str(file), expected, "another one", remedy))
     return array
@@ -177,7 +176,7 @@ def _manifest(place: Path) -> dict[str, Any]:
         return {}
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size <= MAX_MANIFEST else None
-        if content["format"] == FORMAT and isinstance(content["arrays"], dict):
+        if content["format"] == FORMAT and all(isinstance(content["arrays"][name]["sha256"], str) for name in FILES):
             return dict(content)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass

@@ -13,15 +13,17 @@ links to folders are not followed.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from bdfast.data.decode import SUFFIXES, decode_all
 from bdfast.data.splits import DataSplits, ReadOptions, Split, split_fraction
-from bdfast.errors import message
+from bdfast.errors import message, printable
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -77,7 +79,7 @@ def _list_classes(folder: Path) -> tuple[tuple[str, ...], list[list[Path]]]:
                 "add images or remove the folder",
             )
         )
-    return tuple(child.name for child in children), files
+    return tuple(printable(child.name) for child in children), files
 
 
 def _take(files: Sequence[Sequence[Path]], limit: int | None) -> list[tuple[Path, int]]:
@@ -89,9 +91,18 @@ def _take(files: Sequence[Sequence[Path]], limit: int | None) -> list[tuple[Path
 
 def _decode(items: Sequence[tuple[Path, int]], options: ReadOptions) -> Split:
     images = decode_all(
-        len(items), lambda index: items[index][0].open("rb"), lambda index: str(items[index][0]), options.image_size
+        len(items), lambda index: _open(items[index][0]), lambda index: str(items[index][0]), options.image_size
     )
     return images, torch.tensor([label for _, label in items], dtype=torch.int64)
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file, and nothing that would be waited for, such as a pipe."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("no regular file")
+    return os.fdopen(handle, "rb")
 
 
 def _children(folder: Path) -> list[Path]:

@@ -22,8 +22,8 @@ import torch
 from bdfast.data.archive import Archive
 from bdfast.data.dataset import check_labels
 from bdfast.data.decode import decode_all
-from bdfast.data.splits import DataSplits, ReadOptions, Split
-from bdfast.errors import message
+from bdfast.data.splits import MAX_UNNAMED_CLASSES, DataSplits, ReadOptions, Split
+from bdfast.errors import message, printable
 
 
 def read_jpeg_npz(path: Path, options: ReadOptions) -> DataSplits:
@@ -43,17 +43,17 @@ def read_jpeg_npz(path: Path, options: ReadOptions) -> DataSplits:
 def read_class_names(archive: Archive) -> tuple[str, ...]:
     """The array ``class_names``, one unicode string a class."""
     names = archive.read("class_names")
-    if names.dtype.kind != "U" or names.ndim != 1 or not names.size:
+    if names.dtype.kind != "U" or names.ndim != 1 or not 1 <= names.size <= MAX_UNNAMED_CLASSES:
         raise ValueError(
             message(
                 "load",
                 archive.name("class_names"),
-                "unicode strings [C]",
+                f"unicode strings [C], at most {MAX_UNNAMED_CLASSES}",
                 f"{names.dtype} {list(names.shape)}",
                 "store numpy.array(names)",
             )
         )
-    return tuple(names.tolist())
+    return tuple(map(printable, names.tolist()))
 
 
 def _read_split(

@@ -56,6 +56,8 @@ class ReadOptions:
                 )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(message("load", "seed", "an int", repr(self.seed), "pass a whole number"))
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(message("load", "seed", "a number of 64 bits", repr(self.seed), "pass a smaller one"))
         if self.image_size is not None and not all(
             isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= 4096 for side in self.image_size
         ):

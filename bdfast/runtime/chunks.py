@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdfast.data.archive import Archive
 from bdfast.errors import message
 from bdfast.files import atomic_write
 from bdfast.runtime.ranks import Ranks
@@ -134,10 +135,10 @@ class ChunkStore:
     def load(self, rows: range) -> Columns | None:
         """A chunk, or None where it is missing or damaged."""
         try:
-            with np.load(self._file(rows)) as archive:  # allow_pickle is False
-                if str(archive["run"]) != self._run:
+            with Archive(self._file(rows)) as archive:
+                if str(archive.read("run")) != self._run:
                     return None
-                columns = {name: torch.from_numpy(archive[name]) for name in self._kinds}
+                columns = {name: torch.from_numpy(archive.read(name)) for name in self._kinds}
         except Exception:  # a damaged file can fail in any way
             return None
         fits = all(
@@ -159,7 +160,7 @@ def _read_manifest(file: Path) -> object:
         return None
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdfast.data.archive import Archive
 from bdfast.errors import message
 from bdfast.files import atomic_write
 
@@ -154,8 +155,8 @@ def _suffix(where: str, path: Path) -> str:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    with np.load(path) as archive:  # allow_pickle is False
-        return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    with Archive(path) as archive:
+        return {name: torch.from_numpy(archive.read(name)) for name in archive.order}
 
 
 def _read_csv(path: Path) -> dict[str, Tensor]:

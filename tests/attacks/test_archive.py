@@ -108,6 +108,10 @@ def overlap(parts: dict[str, bytes]) -> None:
     parts["is_cover.npy"] = npy(is_cover)
 
 
+def described(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 CORRUPTIONS: dict[str, Callable[[dict[str, bytes]], object]] = {
     "pickled object": lambda p: p.update({"labels.npy": npy(np.array([{}], dtype=object))}),
     "missing array": lambda p: p.pop("labels.npy"),
@@ -118,6 +122,10 @@ CORRUPTIONS: dict[str, Callable[[dict[str, bytes]], object]] = {
     "long body": lambda p: p.update({"images.npy": p["images.npy"] + b"more"}),
     "not npy": lambda p: p.update({"images.npy": b"hello"}),
     "empty member": lambda p: p.update({"images.npy": b""}),
+    "array header of brackets": lambda p: p.update({"images.npy": described("(((")}),
+    "dtype of commas": lambda p: p.update(
+        {"images.npy": described("{'descr': ',,', 'fortran_order': 0, 'shape': ()}")}
+    ),
     "fortran order": lambda p: p.update({"images.npy": npy(np.zeros((20, 3, 32, 32), np.uint8, order="F"))}),
     "structured dtype": lambda p: p.update({"labels.npy": npy(np.zeros(20, dtype=[("a", "i8")]))}),
     "labels too long": lambda p: p.update({"labels.npy": npy(np.zeros(21, np.int64))}),

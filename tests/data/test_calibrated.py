@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def change(file: str, content: Callable[[Path], None]) -> Callable[[Path], None]
     return lambda folder: content(folder / file)
 
 
+MANIFEST = {"format": "bdfast.calibrated/1", "arrays": {"images": [], "labels": {}, "ids": {"sha256": ""}}}
+
+
 @pytest.mark.parametrize(
     ("break_it", "text"),
     [
@@ -77,6 +81,7 @@ def change(file: str, content: Callable[[Path], None]) -> Callable[[Path], None]
         (change("labels.npy", lambda f: np.save(f, np.array([Malicious(f.with_name("owned"))]))), "cannot be read"),
         (change("manifest.json", lambda f: f.write_text("{}")), "a manifest of bdfast.calibrated/1"),
         (change("manifest.json", lambda f: f.write_text("[" * 10000)), "a manifest of bdfast.calibrated/1"),
+        (change("manifest.json", lambda f: f.write_text(json.dumps(MANIFEST))), "a manifest of bdfast.calibrated/1"),
     ],
 )
 def test_damaged_sets(tmp_path: Path, break_it: Callable[[Path], None], text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -116,6 +117,13 @@ def test_truncated_image(image_root: Path) -> None:
     path = image_root / "train" / "dog" / "2.png"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"dog/2.png` expected a whole image"):
+        bdfast.data.load(image_root)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_not_waited_for(image_root: Path) -> None:
+    os.mkfifo(image_root / "train" / "dog" / "9.png")
+    with pytest.raises(ValueError, match=r"dog/9.png` expected a whole image .*got no regular file"):
         bdfast.data.load(image_root)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +138,56 @@ def test_wrong_keys(tmp_path: Path) -> None:
 def test_a_file_that_is_no_zip(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"not a zip")
     with pytest.raises(ValueError, match=r"a.npz` expected a whole .npz file, got File is not a zip file"):
+        bdfast.data.load(tmp_path / "a.npz")
+
+
+def zip_of(path: Path, method: int, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+def npy(array: NDArray[np.generic]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def header(descr: str, *shape: int) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdfast.data.archive.FREE_BYTES", 1 << 20)
+    members = {"images": npy(np.zeros((4, 1024, 1024), np.uint8)), "labels": npy(LABELS)}
+    for method, got in (
+        (zipfile.ZIP_DEFLATED, "a decompression bomb"),
+        (zipfile.ZIP_BZIP2, "a compression that numpy"),
+    ):
+        with pytest.raises(ValueError, match=rf"a\.npz: images` expected a whole array .*got .*{got}"):
+            bdfast.data.load(zip_of(tmp_path / "a.npz", method, **members))
+    assert len(bdfast.data.load(zip_of(tmp_path / "a.npz", zipfile.ZIP_STORED, **members)).train[0]) == 3
+
+
+def test_names_of_no_letters_are_not_counted_in_millions(tmp_path: Path) -> None:
+    members = {"images": npy(random_pixels(4, 5, 6)), "labels": npy(LABELS), "class_names": header("<U0", 10**10)}
+    with pytest.raises(ValueError, match="class_names` expected a whole array"):
+        bdfast.data.load(zip_of(tmp_path / "a.npz", zipfile.ZIP_STORED, **members))
+
+
+def test_class_names_are_shown_without_what_a_terminal_obeys(tmp_path: Path) -> None:
+    names = np.array(["a", "\x1b[2J", "c\n"])
+    path = write(tmp_path / "a.npz", images=random_pixels(4, 5, 6), labels=LABELS, class_names=names)
+    assert bdfast.data.load(path).class_names == ("a", "?[2J", "c?")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"a\.npz` expected an \.npz file, got no regular file"):
         bdfast.data.load(tmp_path / "a.npz")
 
 

@@ -97,8 +97,10 @@ def test_errors(tmp_path: Path) -> None:
         ScoreTable(ids, scores).save(tmp_path / "scores.pkl")
     with pytest.raises(FileNotFoundError, match=r"nowhere.csv` expected a file, got none"):
         ScoreTable.load(tmp_path / "nowhere.csv")
+    np.save(tmp_path / "scores.npy", np.zeros(2))
+    (tmp_path / "scores.npy").rename(tmp_path / "array.npz")
     np.savez(tmp_path / "code.npz", id=np.array([print], dtype=object), score=np.zeros(1, np.float32))
     (tmp_path / "cut.csv").write_text("id,score\n1,0.5\n2\n")
-    for name in ("code.npz", "cut.csv"):
+    for name in ("code.npz", "array.npz", "cut.csv"):
         with pytest.raises(ValueError, match=rf"{name}` expected a table of scores, got another one"):
             ScoreTable.load(tmp_path / name)

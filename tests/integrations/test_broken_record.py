@@ -52,6 +52,8 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     "NaN as a flag": ("bd_train/poison_indicator", np.full(120, np.nan), "poison_indicator[0]"),
     "flags in half precision": ("bd_train/poison_indicator", torch.full((120,), 0.5).bfloat16(), "poison_indicator[0]"),
     "flags of several lengths": ("bd_train/poison_indicator", [[1], [1, 0]], "bd_train.poison_indicator"),
+    "one array for many flags": ("bd_train/poison_indicator", [np.zeros(1 << 20)] * 100_000, "poison_indicator"),
+    "flags and None": ("bd_train/poison_indicator", [1, None], "bd_train.poison_indicator"),
     "flags too short": ("bd_train/poison_indicator", np.zeros(7, int), "original_index_array[7]"),
     "negative index": ("bd_test/original_index_array", np.array([-1]), "original_index_array[0]"),
     "index beyond the set": ("bd_test/original_index_array", np.array([60]), "original_index_array[0]"),

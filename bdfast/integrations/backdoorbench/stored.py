@@ -131,10 +131,13 @@ class Fields:
     def integers(self, value: Any, field: str, least: int, most: int) -> Tensor:
         """[n] int64 from an array, a tensor or a list; whole floats count as integers."""
         plain = value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
-        try:
-            array = np.asarray(plain)
-        except ValueError:  # lists of several lengths
-            raise self.wrong(field, "one axis of integers", "axes of several lengths") from None
+        if isinstance(
+            value, (list, tuple)
+        ):  # of numbers alone: one array named a thousand times would be copied each time
+            for item in value:
+                if not isinstance(item, (int, float)):
+                    raise self.wrong(field, "one axis of integers", f"a list with {_kind(item)} in it")
+        array = np.asarray(plain)
         if array.dtype.kind not in "biuf" or array.ndim != 1 or len(array) > MAX_SAMPLES:
             raise self.wrong(field, f"one axis of at most {MAX_SAMPLES} integers", f"{array.dtype} {list(array.shape)}")
         with np.errstate(invalid="ignore"):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+MAX_BITS = 1024  # of a whole number; a file can hold one that is too long to be shown
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -105,9 +106,10 @@ def _bool(value: Any) -> bool:
 
 def _number(value: Any, kind: type[int] | type[float]) -> int | float:
     if isinstance(value, str):
-        return kind(value)  # ValueError if it is none
+        value = kind(value)  # ValueError if it is none
     _require(isinstance(value, (int, float)) and not isinstance(value, bool), value)
-    return kind(_require(kind is float or value == int(value), value))
+    number = kind(_require(kind is float or value == int(value), value))
+    return _require(isinstance(number, float) or number.bit_length() <= MAX_BITS, number)  # type: ignore[no-any-return]
 
 
 def _sequence(value: Any, hints: Sequence[Any]) -> tuple[Any, ...]:

@@ -117,7 +117,10 @@ def choose_device(where: str, name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        return device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         got = f"{name!r} ({str(error).splitlines()[0]})"
         raise ValueError(message(where, "--device", "a device of this machine", got, "pass cpu or auto")) from error

@@ -26,8 +26,17 @@ _META = ("bdfast", "command")  # what a saved config says besides its settings
 
 Group = TypeVar("Group")
 
-_SHORT = reprlib.Repr()  # aliases of YAML can make a value whose whole text never ends
+
+class _Short(reprlib.Repr):
+    """Values of a file, which may be too long to be shown: YAML names lists many times, and has long numbers."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 128 else f"a number of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
 _SHORT.maxstring = _SHORT.maxother = 160
+_SHORT.maxlevel = 2
 
 
 @dataclass(frozen=True)
@@ -128,14 +137,16 @@ def read_config(path: Path, command: str) -> list[Given]:
     except Exception as error:  # the parsers have errors of their own; RecursionError too
         line = " ".join(str(error).split())[:160]
         raise ValueError(message(where, "--config", "a YAML or JSON file", f"{path} ({line})", "correct it")) from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         got = f"{path} with a {type(content).__name__}"
         raise ValueError(message(where, "--config", "a mapping of names to values", got, "write `name: value` lines"))
     of = content.get("command", command)
+    if not isinstance(of, str):
+        of = _SHORT.repr(of)
     if of != command:
         remedy = f"run `bdfast {of}` with it, or take out the line `command`"
         raise ValueError(message(where, "--config", f"settings of `{command}`", f"those of `{of}` in {path}", remedy))
-    return [Given(f"{path}: {key}", str(key), value) for key, value in content.items() if key not in _META]
+    return [Given(f"{path}: {key}", key, value) for key, value in content.items() if key not in _META]
 
 
 def keys(groups: Iterable[type]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from bdfast.errors import MissingExtraError
+from bdfast.errors import MissingExtraError, printable
 from bdfast.files import atomic_write
 from bdfast.metrics import Metrics, defense_effectiveness_rating
 from bdfast.report.content import Report
@@ -68,11 +68,12 @@ def _page(report: Report, picture: str) -> str:
         ("Seconds", {name: f"{seconds:.2f}" for name, seconds in report.timings.items()}),
         ("Versions", report.versions),
     ]
+    title = escape(printable(report.title))
     columns = "".join(f"<div><h2>{escape(name)}</h2>{_pairs(values)}</div>" for name, values in sections if values)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report.title)}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n'
-        f"<body><main><h1>{escape(report.title)}</h1>\n{_rates(report.rates)}\n"
+        f"<body><main><h1>{title}</h1>\n{_rates(report.rates)}\n"
         f'{picture}\n<div class="columns">{columns}</div></main></body></html>\n'
     )
 
@@ -95,8 +96,8 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def _row(cells: Sequence[Any]) -> str:
     head, *rest = cells
-    body: Iterable[str] = (f"<td><code>{escape(str(cell))}</code></td>" for cell in rest)
-    return f"<tr><th>{escape(str(head))}</th>{''.join(body)}</tr>"
+    body: Iterable[str] = (f"<td><code>{escape(printable(str(cell)))}</code></td>" for cell in rest)
+    return f"<tr><th>{escape(printable(str(head)))}</th>{''.join(body)}</tr>"
 
 
 def _percent(rate: float) -> str:

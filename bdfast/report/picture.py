@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdfast.errors import optional_import
+from bdfast.errors import optional_import, printable
 from bdfast.files import atomic_write
 from bdfast.metrics import Metrics
 from bdfast.report.content import Report, Samples
@@ -45,7 +45,7 @@ def draw(report: Report) -> bytes:
         # A Figure of its own: pyplot would keep global state, and might open a window.
         figure = figures.Figure(figsize=(11, 0.6 + sum(heights)), dpi=DPI, layout="constrained", facecolor="white")
         figure.get_layout_engine().set(h_pad=0.12, w_pad=0.12)
-        figure.suptitle(report.title, x=0.012, ha="left", fontsize=14, fontweight="bold")
+        figure.suptitle(printable(report.title), x=0.012, ha="left", fontsize=14, fontweight="bold")
         parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         if report.samples:
             _draw_samples(next(parts), report.samples)

@@ -12,6 +12,7 @@ DPI = 150
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
+    "text.parse_math": False,  # names of classes and files may have a $ in them
     "text.color": INK,
     "axes.edgecolor": "#9aa5b1",
     "axes.labelcolor": MUTED,

@@ -85,8 +85,17 @@ def test_errors(words: list[str], says: str, checkout: Path, bdfast: Run) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["- 1\n", "1: 2\n", "a: [\n", "x" * (1 << 21), "a: &a [*a]\n", "a: [[1], 2]\n", "a: {b: 1}\n"],
-    ids=["list", "number", "damaged", "large", "itself", "nested", "mapping"],
+    [
+        "- 1\n",
+        "1: 2\n",
+        "a: [\n",
+        "x" * (1 << 21),
+        "a: &a [*a]\n",
+        "a: [[1], 2]\n",
+        "a: {b: 1}\n",
+        f"lr: 0x{'f' * 5000}\n",
+    ],
+    ids=["list", "number", "damaged", "large", "itself", "nested", "mapping", "endless number"],
 )
 def test_broken_yaml(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(text)

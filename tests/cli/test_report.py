@@ -95,6 +95,17 @@ def test_samples_are_eligible_and_of_all_classes() -> None:
     assert samples.predictions == {"a": ("one",) * 3, "b": ("3",) * 3}  # a class that the data has no name for
 
 
+def test_names_are_neither_formulas_nor_commands(tmp_path: Path) -> None:
+    name = "$\\foo$ \x1b[2J\udcff"  # a folder may be called so
+    rates = {"$\\foo$": RATES["before"]}
+    samples = Samples(torch.rand(1, 1, 6, 8), ("$\\frac$",), {"before": ("a$b",)})
+    curves = Curves("$\\foo$", "$", "$$", {"$\\bar$": ([0, 1], [0, 1])})
+    report = Report(name, rates, HISTORY, {name: name}, samples=samples, panels=[curves])
+    assert write_html(report, tmp_path / "r.html")
+    assert "?[2J?" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    write_png(report, tmp_path / "r.png")
+
+
 PANELS = [
     Histogram("scores", "KL", {"clean": torch.tensor([0.0, 1.0, float("nan")]), "poisoned": torch.tensor([2.0])}),
     ClassHistograms(

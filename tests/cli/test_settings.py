@@ -89,6 +89,10 @@ def test_wrong_settings(bdfast: Run, tmp_path: Path, words: list[str], parts: li
     assert not out.exists()
 
 
+LISTS = (f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9))  # one list a billion times
+BOMB = "a0: &a0 [1, 1]\n" + "".join(LISTS)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
@@ -97,6 +101,11 @@ def test_wrong_settings(bdfast: Run, tmp_path: Path, words: list[str], parts: li
         ("a.json", "{", "expected a YAML or JSON file"),
         ("a.yaml", "x: !!python/object/apply:os.system ['true']\n", "expected a YAML or JSON file"),
         ("a.yaml", "command: defend d3\n", "run `bdfast defend d3` with it"),
+        ("a.yaml", BOMB + "command: *a9\n", "run `bdfast [["),
+        ("a.yaml", BOMB + "rate: *a9\n", "rate` expected none, or a number, got [["),
+        ("a.yaml", f"command: 0x{'f' * 5000}\n", "those of `a number of 20000 bits`"),
+        ("a.yaml", f"seed: 0x{'f' * 5000}\n", "expected a whole number, got a number of 20000 bits"),
+        ("a.yaml", f"? 0x{'f' * 5000}\n: 1\n", "expected a mapping of names to values"),
         ("a.yaml", "epohcs: 3\n", "a.yaml: epohcs"),
         ("a.yaml", "# " + "x" * MAX_CONFIG_BYTES, f"at most {MAX_CONFIG_BYTES} bytes"),
     ],
@@ -106,6 +115,7 @@ def test_wrong_files(bdfast: Run, tmp_path: Path, name: str, content: str, part:
     outcome = bdfast("attack", "--out", tmp_path / "out", "--config", tmp_path / name)
     assert outcome.code == 2
     assert part in outcome.err
+    assert len(outcome.err) < 4000
 
 
 def test_set_without_a_value(bdfast: Run) -> None:

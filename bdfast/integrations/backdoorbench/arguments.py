@@ -124,12 +124,18 @@ def read_yaml(where: str, argument: str, path: Path) -> dict[str, Any]:
         got = f"a {type(content).__name__} in {path}"
         raise ValueError(message(where, argument, "a mapping of names to values", got, "write `name: value` lines"))
     for name, value in content.items():  # a list of lists of lists may be small in the file and endless when shown
-        if any(isinstance(item, (list, dict, set)) for item in (value if isinstance(value, list) else (value,))):
+        items = value if isinstance(value, list) else (value,)
+        if any(isinstance(item, (list, dict, set)) or _is_endless(item) for item in items):
             got = f"more below `{printable(name)}` in {path}"
             raise ValueError(
                 message(where, argument, "values and flat lists of them", got, "write `name: value` lines")
             )
     return content
+
+
+def _is_endless(value: Any) -> bool:
+    """A number that is too long to be shown."""
+    return isinstance(value, int) and value.bit_length() > 64
 
 
 def translate(merged: Mapping[str, Any], known: Iterable[str]) -> tuple[dict[str, Any], list[str]]:

@@ -274,10 +274,10 @@ def _unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]
     if not isinstance(content, dict):
         raise _refused(path, f"a {type(content).__name__}", "save a state dict")
     # dict's own methods: a file may put others under their names into an OrderedDict.
-    wrapper = next((key for key in WRAPPERS if isinstance(dict.get(content, key), dict)), None)
-    state = content if wrapper is None else dict.get(content, wrapper)
-    metadata = {} if wrapper is None else {str(key): value for key, value in dict.items(content) if key != wrapper}
-    tensors = dict(dict.items(state))
+    entries: dict[Any, Any] = dict(dict.items(content))
+    wrapper = next((key for key in WRAPPERS if isinstance(entries.get(key), dict)), None)
+    tensors = entries if wrapper is None else dict(dict.items(entries[wrapper]))
+    metadata = {} if wrapper is None else {str(key): value for key, value in entries.items() if key != wrapper}
     for key, value in tensors.items():
         if fault := _not_dense(key, value):
             raise _refused(path, fault, "save a state dict")

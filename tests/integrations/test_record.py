@@ -91,6 +91,17 @@ def test_covers_are_told_from_poison(attack: Attack, tmp_path: Path) -> None:
     assert any("not exactly this snapshot" in note for note in record.notes)
 
 
+def test_labels_that_are_tensors(attack: Attack, record_in_memory: Path, tmp_path: Path) -> None:
+    content = torch.load(
+        record_in_memory / "attack_result.pt", weights_only=False
+    )  # as the benchmark's CelebA gives them
+    for part in ("bd_train", "bd_test"):
+        entries = content[part]["bd_data_container"]["data_dict"]
+        entries |= {key: (image, torch.tensor(a), torch.tensor(b)) for key, (image, a, b) in entries.items()}
+    torch.save(content, tmp_path / "attack_result.pt")
+    assert torch.equal(read_record(tmp_path).test.labels, read_record(record_in_memory).test.labels)
+
+
 def test_no_training_set(attack: Attack, tmp_path: Path) -> None:
     record = saved_as(tmp_path, attack, None)
     assert record.train is None

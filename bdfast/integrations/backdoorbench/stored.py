@@ -121,6 +121,8 @@ class Fields:
         return value
 
     def label(self, value: Any, field: str, num_classes: int) -> int:
+        if isinstance(value, (Tensor, np.ndarray)) and tuple(value.shape) == ():  # CelebA's labels are tensors
+            value = value.item()
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong(field, "a class", _kind(value))
         if not 0 <= value < num_classes:

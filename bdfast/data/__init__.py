@@ -29,7 +29,7 @@ from bdfast.data.cifar_binary import find_cifar_binary, read_cifar_binary, refus
 from bdfast.data.dataset import as_tensors, check_labels, read_dataset
 from bdfast.data.digits import read_digits
 from bdfast.data.families import FAMILIES, Family, auxiliary, auxiliary_split, shift
-from bdfast.data.image_folder import is_image_folder, read_image_folder
+from bdfast.data.image_folder import is_image_folder, read_image_folder, unpacked
 from bdfast.data.jpeg_npz import read_jpeg_npz
 from bdfast.data.normalization import Normalization, normalization
 from bdfast.data.npz import read_npz
@@ -162,6 +162,7 @@ def _read_path(path: Path, options: ReadOptions) -> DataSplits:
         if binary is not None:
             return read_cifar_binary(binary, options)
         refuse_cifar_pickles(path)
+        path = unpacked(path)
         if is_image_folder(path):
             return read_image_folder(path, options)
         archives = sorted(path.glob("*.npz"))

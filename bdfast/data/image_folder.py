@@ -5,6 +5,9 @@ Two layouts::
     root/train/<class>/*.png + root/test/<class>/*.png     (``val`` serves as ``test``)
     root/<class>/*.png                                     one set, which is split by seed
 
+``root`` may hold nothing but the folder that an archive unpacks to. Of ``test`` and ``val`` the one with the classes of
+``train`` is taken: Tiny ImageNet's ``test`` has no labels.
+
 Classes and files are in the order of their names, numbers in the order of their value: class "10" is label 10 when the
 folders are called 0, 1, ..., and not 2 as it would be by spelling. Images may lie deeper in a class folder; symbolic
 links to folders are not followed.
@@ -31,6 +34,12 @@ def is_image_folder(folder: Path) -> bool:
     return (folder / "train").is_dir() or any(True for child in _children(folder) for _ in _find_images(child))
 
 
+def unpacked(folder: Path) -> Path:
+    """``folder``, or its only sub-folder if that has a ``train`` folder, such as ``tiny-imagenet-200``."""
+    children = [] if (folder / "train").is_dir() else _children(folder)
+    return children[0] if len(children) == 1 and (children[0] / "train").is_dir() else folder
+
+
 def read_image_folder(root: Path, options: ReadOptions) -> DataSplits:
     """Read a folder of images; gray images give one channel, and three if any image has colour.
 
@@ -43,17 +52,23 @@ def read_image_folder(root: Path, options: ReadOptions) -> DataSplits:
         MissingExtraError: Pillow is not installed.
     """
     if not (root / "train").is_dir():
+        spelled = {child.name.lower(): child.name for child in _children(root)}
+        if "train" in spelled and ("test" in spelled or "val" in spelled):  # GTSRB's own folders, for one
+            got, remedy = f"`{spelled['train']}`", "put the images into train/<class>/ and test/<class>/"
+            raise ValueError(message("load", str(root), "a folder `train`, or a folder a class", got, remedy))
         class_names, files = _list_classes(root)
         flat = [(path, label) for label, paths in enumerate(files) for path in paths]
         train, test = ([flat[index] for index in part] for part in split_fraction(len(flat), options, str(root)))
         train, test = train[: options.limit[0]], test[: options.limit[1]]
     else:
-        test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-        if test_root is None:
+        test_roots = [root / name for name in ("test", "val") if (root / name).is_dir()]
+        if not test_roots:
             raise FileNotFoundError(
                 message("load", str(root), "a folder `test` (or `val`) beside `train`", "none", "add the test images")
             )
         class_names, train_files = _list_classes(root / "train")
+        own = {child.name for child in _children(root / "train")}
+        test_root = next((r for r in test_roots if {child.name for child in _children(r)} == own), test_roots[0])
         test_names, test_files = _list_classes(test_root)
         if test_names != class_names:
             odd = sorted(set(class_names) ^ set(test_names))

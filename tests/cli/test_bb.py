@@ -133,3 +133,14 @@ def test_translate() -> None:
     assert settings == {"weight_decay": 0.1, "seed": 3, "lr": 1.0, "reserve": 0.1, "draw": "backdoorbench"}
     assert unused == ["rho_max"]
     assert translate({**merged, "index": "i.txt"}, [])[0]["reserve"] == "i.txt"
+
+
+def test_what_the_scripts_files_say_in_other_words() -> None:
+    merged: dict[str, Any] = {"ratio": 0.05, "dataset": "gtsrb", "rho_max": 8.0, "rho_min": 8.0}
+    settings, unused = translate(merged, ["rho", "augment"])
+    assert (settings["rho"], settings["augment"], unused) == (8.0, {"crop_padding": 4, "flip": False}, [])
+    settings, unused = translate({**merged, "dataset": "cifar10", "rho_min": 2.0}, ["rho", "augment"])
+    assert settings["augment"]["flip"]
+    assert ("rho" in settings, unused) == (False, ["rho_max", "rho_min"])
+    assert translate({**merged, "augment": "none"}, ["augment"])[0]["augment"] == "none"
+    assert "augment" not in translate({**merged, "dataset": "digits"}, ["augment"])[0]

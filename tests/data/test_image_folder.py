@@ -35,6 +35,22 @@ def test_val_serves_as_test(image_root: Path) -> None:
     assert bdfast.data.load(image_root).test[1].tolist() == [0, 1]
 
 
+def test_the_folder_that_an_archive_unpacks_to(image_root: Path, tmp_path: Path) -> None:
+    (image_root / "test").rename(image_root / "val")
+    save(image_root / "test" / "images" / "0.png", random_pixels(4, 4, 3))  # Tiny ImageNet's, without labels
+    (tmp_path / "tiny").mkdir()
+    image_root.rename(tmp_path / "tiny" / "tiny-imagenet-200")
+    train, test, names = bdfast.data.load(tmp_path / "tiny")
+    assert (len(train[1]), test[1].tolist(), names) == (5, [0, 1], ("cat", "dog"))
+
+
+def test_train_and_test_are_no_classes(image_root: Path) -> None:
+    (image_root / "train").rename(image_root / "Train")
+    (image_root / "test").rename(image_root / "Test")
+    with pytest.raises(ValueError, match=r"expected a folder `train`, or a folder a class, got `Train`"):
+        bdfast.data.load(image_root)
+
+
 def test_train_without_test(image_root: Path) -> None:
     (image_root / "test").rename(image_root / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"expected a folder `test` .or `val`. beside `train`, got none"):

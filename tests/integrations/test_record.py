@@ -291,6 +291,13 @@ def test_attack_result_as_the_benchmark_reads_it(record_folder: Path, attack: At
     assert content["bd_test"]["original_index_array"].tolist() == attack.triggered.eligible.nonzero().flatten().tolist()
 
 
+def test_a_record_in_a_group_is_named_from_record_on(attack: Attack, tmp_path: Path) -> None:
+    folder = attack.save(tmp_path / "record" / "group" / "badnet_0_1")
+    container = torch.load(folder / "attack_result.pt", weights_only=False)["bd_test"]["bd_data_container"]
+    assert container["save_folder_path"] == "./record/group/badnet_0_1/bd_test_dataset"
+    assert_same(joined(folder, attack), attack)
+
+
 def test_fractions_of_grey_levels_are_refused(attack: Attack, tmp_path: Path) -> None:
     images, labels = attack.train[0].float() / 255, attack.train[1]
     poisoned = attacks.poison(images, labels, "blended", rate=0.1, quantize=False, num_classes=10)

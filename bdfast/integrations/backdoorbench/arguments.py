@@ -58,6 +58,7 @@ ARGUMENTS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
 DEFAULTS: dict[str, Any] = {"dataset_path": "./data", "random_seed": 0, "ratio": 0.05}
 RENAMED = {"sgd_momentum": "momentum", "wd": "weight_decay", "random_seed": "seed"}
 _FIXED = {"lr_scheduler": "CosineAnnealingLR", "client_optimizer": "sgd"}
+DATASETS = ("cifar10", "cifar100", "gtsrb", "tiny", "celeba", "imagenet", "mnist")
 NAMES = tuple(flags[-1].removeprefix("--") for flags, _, _ in ARGUMENTS)
 
 
@@ -154,6 +155,14 @@ def translate(merged: Mapping[str, Any], known: Iterable[str]) -> tuple[dict[str
             settings[ours] = value
         elif name not in NAMES:
             unused.append(printable(name))
+    # FT-SAM's scripts let rho follow the learning rate between two bounds, which their files set to one number.
+    bounds = [merged[name] for name in ("rho_max", "rho_min") if name in merged]
+    if "rho" in known and bounds and bounds[0] == bounds[-1]:
+        settings.setdefault("rho", bounds[0])
+        unused = [name for name in unused if name not in ("rho_max", "rho_min")]
+    if "augment" in known and merged.get("dataset") in DATASETS:
+        flip = merged["dataset"] == "cifar10"  # the only set whose images the scripts mirror
+        settings.setdefault("augment", {"crop_padding": 4, "flip": flip})
     settings["reserve"] = merged.get("index") or float(merged["ratio"])
     settings["draw"] = "backdoorbench"
     return settings, unused

@@ -208,9 +208,16 @@ def _grey_levels(argument: str, images: Tensor) -> Tensor:
     return levels
 
 
+def _from_record(folder: Path) -> str:
+    """The folder as the benchmark names it, which runs beside ``record/``; also ``record/<group>/<name>``."""
+    parts = folder.absolute().parts
+    start = max((place for place, part in enumerate(parts[:-1]) if part == "record"), default=len(parts) - 2)
+    return "/".join(parts[max(start, 0) :])
+
+
 def _set_state(folder: Path, part: StoredSet, name: str, in_memory: bool) -> dict[str, Any]:
     """The state of a poisoned data set, with its images where they belong."""
-    base = None if in_memory else f"./{folder.parent.name}/{folder.name}/{name}"
+    base = None if in_memory else f"./{_from_record(folder)}/{name}"
     pillow = optional_import("PIL.Image", extra="data", purpose="to write the images of a record")
     entries: dict[int, Any] = {}
     rows = zip(part.index.tolist(), part.images, part.labels.tolist(), part.original_labels.tolist(), strict=True)

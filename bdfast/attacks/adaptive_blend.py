@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bdfast.attacks.base import Rows
 from bdfast.attacks.blended import Blended
-from bdfast.attacks.checks import check_integer, check_number
+from bdfast.attacks.checks import MAX_SIDE, check_integer, check_number
 from bdfast.errors import message
 
 
@@ -51,7 +51,7 @@ class AdaptiveBlend(Blended):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("AdaptiveBlend", "tiles", self.tiles, 1, "pass 16, say")
+        check_integer("AdaptiveBlend", "tiles", self.tiles, 1, "pass 16, say", MAX_SIDE**2)
         if math.isqrt(self.tiles) ** 2 != self.tiles:
             raise ValueError(message("AdaptiveBlend", "tiles", "a square number", str(self.tiles), "pass 16, say"))
         check_number("AdaptiveBlend", "mask_rate", self.mask_rate, 0.0, 1.0, "pass the share of tiles left out")

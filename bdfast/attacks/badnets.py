@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.attacks.base import Attack, Rows
-from bdfast.attacks.checks import check_integer, check_number, describe
+from bdfast.attacks.checks import MAX_SIDE, check_integer, check_number, describe
 from bdfast.attacks.patterns import check_pattern, match_channels
 from bdfast.attacks.quantize import LEVELS, to_pixels
 from bdfast.errors import message
@@ -77,7 +77,7 @@ class BadNets(Attack):
             expected, remedy = "None with a named pattern", "pass the pattern as a tensor too"
             raise ValueError(message("BadNets", "mask", expected, describe(self.mask), remedy))
         if self.size is not None:
-            check_integer("BadNets", "size", self.size, 1, "pass the side of the patch in pixels")
+            check_integer("BadNets", "size", self.size, 1, "pass the side of the patch in pixels", MAX_SIDE)
 
     def patch(self, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """The patch and its mask for images [channels, height, width].

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from bdfast.errors import LabelRangeError, message
 
+MAX_SIDE = 4096  # of a patch or a grid: a poisoned set from somebody else says how large a trigger is
+
 
 def describe(value: object) -> str:
     """What came, in a few words: dtype and shape of a tensor, type and value of anything else."""
@@ -70,10 +72,10 @@ def check_number(where: str, argument: str, value: float, lower: float, upper: f
         raise ValueError(message(where, argument, expected, repr(value), remedy))
 
 
-def check_integer(where: str, argument: str, value: int, lower: int, remedy: str) -> None:
-    """Raise unless ``value`` is an integer of at least ``lower``."""
-    expected = f"an integer of at least {lower}"
+def check_integer(where: str, argument: str, value: int, lower: int, remedy: str, upper: int | None = None) -> None:
+    """Raise unless ``value`` is an integer of at least ``lower``, and at most ``upper``."""
+    expected = f"an integer of at least {lower}" if upper is None else f"an integer in [{lower}, {upper}]"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(message(where, argument, expected, describe(value), remedy))
-    if value < lower:
-        raise ValueError(message(where, argument, expected, str(value), remedy))
+    if value < lower or (upper is not None and value > upper):
+        raise ValueError(message(where, argument, expected, str(value)[:80], remedy))

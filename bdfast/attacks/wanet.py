@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdfast.attacks.base import Attack, Rows
-from bdfast.attacks.checks import check_integer, check_number
+from bdfast.attacks.checks import MAX_SIDE, check_integer, check_number
 from bdfast.attacks.seeding import stream
 
 
@@ -55,7 +55,7 @@ class WaNet(Attack):
 
     def __post_init__(self) -> None:
         check_number("WaNet", "s", self.s, 0.0, 1e3, "pass the warping strength")
-        check_integer("WaNet", "k", self.k, 2, "pass the side of the coarse grid")
+        check_integer("WaNet", "k", self.k, 2, "pass the side of the coarse grid", MAX_SIDE)
         check_number("WaNet", "grid_rescale", self.grid_rescale, 0.0, 1e3, "pass the factor of the grid")
         check_number("WaNet", "cover_ratio", self.cover_ratio, 0.0, 1e3, "pass the covers for each poisoned image")
         if self.grid_seed is not None:

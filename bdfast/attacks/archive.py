@@ -72,9 +72,7 @@ def read(path: str | os.PathLike[str]) -> PoisonedData:
         return _rebuild(arrays)
     except PermissionError:
         raise
-    except (
-        Exception
-    ) as error:  # zipfile, NumPy's header parser and json promise no list of what damage makes them raise
+    except Exception as error:  # zipfile, NumPy and json promise no list of what damage makes them raise
         expected, got = "a file that PoisonedData.save wrote", f"{file} ({error})"
         raise ValueError(message("PoisonedData.load", "path", expected, got, "save it again")) from error
 

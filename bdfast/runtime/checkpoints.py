@@ -207,8 +207,8 @@ def _read_torch(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], dict[str
         state, _ = _unwrap(path, _restricted_load(path, file, "meta"))
         if made := [key for key, value in state.items() if value.device.type != "meta"]:
             raise _refused(path, f"a tensor without numbers in the file under `{made[0]}`", "save a state dict")
-        declared = sum(max(t.nbytes, t.untyped_storage().nbytes()) for t in state.values())
-        _check_size(path, declared, max_bytes)
+        _check_size(path, sum(max(t.nbytes, t.untyped_storage().nbytes()) for t in state.values()), max_bytes)
+        declared = sum(t.nbytes for t in state.values())  # not of storages, which tensors may share
         if declared > max(_FREE_BYTES, _SHARING * path.stat().st_size):
             got = f"tensors of {declared} bytes in a file of {path.stat().st_size}"
             raise _refused(path, got, "save contiguous tensors")

@@ -97,9 +97,7 @@ def load(
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
-        if (
-            content["schedule"].keys() != schedule.state_dict().keys()
-        ):  # which would become attributes, whatever they are
+        if content["schedule"].keys() != schedule.state_dict().keys():  # they become attributes, whatever they are
             raise KeyError("schedule")
         schedule.load_state_dict(content["schedule"])
         states = content["rng"][ranks.rank]

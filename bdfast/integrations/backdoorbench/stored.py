@@ -133,9 +133,7 @@ class Fields:
     def integers(self, value: Any, field: str, least: int, most: int) -> Tensor:
         """[n] int64 from an array, a tensor or a list; whole floats count as integers."""
         plain = value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
-        if isinstance(
-            value, (list, tuple)
-        ):  # of numbers alone: one array named a thousand times would be copied each time
+        if isinstance(value, (list, tuple)):  # an array named in it a thousand times would be copied each time
             for item in value:
                 if not isinstance(item, (int, float)):
                     raise self.wrong(field, "one axis of integers", f"a list with {_kind(item)} in it")

@@ -96,21 +96,32 @@ class _BlockTracer(fx.Tracer):
         return True
 
     def create_arg(self, a: Any) -> Any:
-        """As torch's, and objects that a forward fills and returns, such as ``SimpleNamespace(logits=...)``."""
+        """As torch's, and objects that a forward fills and returns, such as ``SimpleNamespace(logits=...)``, or a
+        mapping with attributes, as the models of transformers do: torch's would be a plain dict.
+        """
+        if isinstance(a, dict) and type(a) is not dict:
+            return self._made(a, dict(a))
         try:
             return super().create_arg(a)
         except NotImplementedError:
             if not getattr(a, "__dict__", None) or isinstance(a, type):
                 raise
-            return self.create_node("call_function", _maker(type(a)), (self.create_arg(dict(vars(a))),), {})
+            return self._made(a, {})
+
+    def _made(self, a: Any, items: dict[Any, Any]) -> fx.Node:
+        parts = self.create_arg(dict(getattr(a, "__dict__", {}))), self.create_arg(items)
+        return self.create_node("call_function", _maker(type(a)), parts, {})
 
 
-def _maker(kind: Any) -> Callable[[dict[str, Any]], Any]:
-    """What makes an object of ``kind`` from its attributes, as copying does: without its ``__init__``."""
+def _maker(kind: Any) -> Callable[[dict[str, Any], dict[Any, Any]], Any]:
+    """What makes an object of ``kind`` from its attributes and items, as copying does: without its ``__init__``."""
 
-    def made(attributes: dict[str, Any]) -> Any:
+    def made(attributes: dict[str, Any], items: dict[Any, Any]) -> Any:
         fresh = kind.__new__(kind)
-        fresh.__dict__.update(attributes)
+        if attributes:
+            fresh.__dict__.update(attributes)
+        for key, value in items.items():
+            fresh[key] = value
         return fresh
 
     return made

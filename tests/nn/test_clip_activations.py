@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from collections import OrderedDict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -318,9 +319,28 @@ class Output:
         self.features = features
 
 
-@pytest.mark.parametrize("kind", [lambda z, h: SimpleNamespace(logits=z, features=[h]), lambda z, h: Output(z, [h])])
+class Mapped(OrderedDict[str, Any]):
+    """A mapping that has its items as attributes, as transformers' ModelOutput."""
+
+    @property
+    def logits(self) -> Tensor:
+        return cast(Tensor, self["logits"])
+
+    @property
+    def features(self) -> list[Tensor]:
+        return cast(list[Tensor], self["features"])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda z, h: SimpleNamespace(logits=z, features=[h]),
+        lambda z, h: Output(z, [h]),
+        lambda z, h: Mapped(logits=z, features=[h]),
+    ],
+)
 def test_a_forward_that_returns_an_object(kind: Any) -> None:
-    """Outputs with ``.logits`` that the same forward makes: torch.fx knows data classes and no other objects."""
+    """Outputs with ``.logits`` that the same forward makes: torch.fx knows data classes, and of mappings dict alone."""
 
     class Labelled(nn.Module):
         def __init__(self) -> None:

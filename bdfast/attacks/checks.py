@@ -36,7 +36,7 @@ def check_images(
     if images.is_floating_point() and images.numel() > 0:
         lowest, highest = (bound.item() for bound in torch.aminmax(images))
         if not (lowest >= 0.0 and highest <= 1.0):  # also catches NaN
-            got = f"values from {lowest:.4g} to {highest:.4g}"
+            got = f"values from {lowest:.8g} to {highest:.8g}"
             raise ValueError(message(where, "images", expected, got, "undo the normalisation, or divide by 255"))
 
 

@@ -80,15 +80,10 @@ def check_images(
     if images.is_floating_point():
         low, high = (float(bound) for bound in images.detach().aminmax())
         if not (low >= 0.0 and high <= 1.0):  # also when either is NaN
-            raise ValueError(
-                message(
-                    where,
-                    argument,
-                    "finite pixels in [0, 1]",
-                    f"{low:g} to {high:g}",
-                    "divide 0..255 by 255 and leave the normalization to the model",
-                )
-            )
+            remedy = "divide 0..255 by 255 and leave the normalization to the model"
+            if low >= -0.1 and high <= 1.1:  # what an interpolation leaves
+                remedy = "clamp them with .clamp(0, 1)"
+            raise ValueError(message(where, argument, "finite pixels in [0, 1]", f"{low:.8g} to {high:.8g}", remedy))
 
 
 def as_tensors(data: object, where: str, argument: str = "data") -> Split:
@@ -205,8 +200,8 @@ def _read_items(data: Any, where: str, argument: str) -> Split:
                 where,
                 argument,
                 "a tuple (images, labels) of tensors, a map-style Dataset or a DataLoader",
-                type(data).__name__,
-                "convert arrays with torch.from_numpy and pass a tuple",
+                _kinds(data) if isinstance(data, tuple) else type(data).__name__,
+                "convert arrays with torch.from_numpy, lists with torch.tensor, and pass a tuple",
             )
         )
     if len(data) == 0:
@@ -238,6 +233,12 @@ def _read_items(data: Any, where: str, argument: str) -> Split:
         labels[index] = _label(item[1], where, name)
     assert images is not None
     return images, labels
+
+
+def _kinds(parts: tuple[object, ...]) -> str:
+    """What a tuple is made of, as errors tell it."""
+    more = ", ..." if len(parts) > 3 else ""
+    return f"a tuple of ({', '.join(type(part).__name__ for part in parts[:3])}{more})"
 
 
 def _image(image: object, where: str, name: str) -> Tensor:

@@ -6,13 +6,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bdfast.data.dataset import as_tensors
+from bdfast.runtime.determinism import isolated_rng, seed_host, stream_seed
+
+
+class _Drawn(Dataset[Any]):
+    """Some samples of a data set, each under a seed of its own; for the inside of :func:`isolated_rng`."""
+
+    def __init__(self, dataset: Any, chosen: list[int]) -> None:
+        self._dataset, self._chosen = dataset, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, position: int) -> Any:
+        index = self._chosen[position]
+        seed_host(stream_seed(index, "sample"))
+        return self._dataset[index]
 
 
 class Source:
     """Samples by index: of tensors by slice, of anything else sample by sample.
+
+    A data set that augments gives a sample the same image each time: what was scored is what is trained on, in whatever
+    parts the set is read, and a run that goes on does so with the same bits.
 
     Args:
         where: the function on whose behalf the data is read; it opens the messages.
@@ -46,7 +65,8 @@ class Source:
         """Images (uint8, or float in [0, 1]) and int64 labels of some samples."""
         if self._dataset is not None:
             chosen = indices.tolist() if isinstance(indices, Tensor) else list(indices)
-            return as_tensors(Subset(self._dataset, chosen), self._where, self._argument)
+            with isolated_rng(0):
+                return as_tensors(_Drawn(self._dataset, chosen), self._where, self._argument)
         assert self._tensors is not None
         images, labels = self._tensors
         if isinstance(indices, range):

@@ -47,16 +47,21 @@ def isolated_rng(seed: int, device: torch.device | None = None) -> Iterator[None
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng([device] if on_cuda else [], device_type="cuda"):
         try:
-            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds every GPU
+            seed_host(seed)
             if on_cuda:
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def seed_host(seed: int) -> None:
+    """Seed the global generators of torch on the CPU, NumPy and Python; for the inside of :func:`isolated_rng`."""
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds every GPU
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
 def host_random_state() -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from bdfast.defenses import GICConfig, gic
 from bdfast.errors import LabelRangeError
@@ -164,6 +165,22 @@ def test_a_killed_run_goes_on_bit_for_bit(mlp: nn.Sequential, tiny: Split, mode:
     assert calls[2:] in ([2, 3], [3, 4])  # batches are kept when they are told of, or after it; epochs before
     with pytest.raises(ValueError, match="of this very run"):
         gic(mlp, tiny, GICConfig(mode=mode, epochs=4, batch_size=10, delta=0.1), checkpoint=tmp_path / "run")
+
+
+def test_what_a_data_set_draws_comes_from_the_seed(mlp: nn.Sequential, tiny: Split) -> None:
+    class Augmented(Dataset[tuple[Tensor, int]]):
+        def __len__(self) -> int:
+            return len(tiny[1])
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return tiny[0][index] * torch.rand(()), int(tiny[1][index])
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = gic(mlp, Augmented(), GICConfig(steps=2))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert torch.equal(gic(mlp, Augmented(), GICConfig(steps=2)).data[0], first.data[0])
 
 
 def test_to_json_and_classes_without_images(mlp: nn.Sequential, tiny: Split) -> None:

@@ -47,7 +47,8 @@ from bdfast.defenses.gic.guide import Guide
 from bdfast.defenses.gic.imprint import ImprintReport, check_imprint
 from bdfast.errors import message
 from bdfast.nn.normalize import statistics
-from bdfast.runtime.determinism import deterministic_kernels, stream_seed
+from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
+from bdfast.runtime.guard import model_device
 from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Callback, Record, Stopwatch
 from bdfast.training.workspace import Normalization, check_weights
@@ -137,7 +138,8 @@ def gic(
         raise TypeError(message("gic", "config", "a GICConfig", type(config).__name__, "pass GICConfig(...)"))
     if not isinstance(model, nn.Module):
         raise TypeError(message("gic", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
-    with torch.inference_mode(False):
+    # A data set that augments, or a model that draws in eval mode, draws by the seed.
+    with torch.inference_mode(False), isolated_rng(stream_seed(config.seed, "global"), model_device(model)):
         return _calibrated(model, auxiliary_data, config, callback, normalize, device, checkpoint)
 
 

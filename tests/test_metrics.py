@@ -23,6 +23,7 @@ from bdfast.metrics import (
     robust_accuracy,
     robust_improvement_rating,
 )
+from bdfast.nn import clip_activations
 
 fractions = st.floats(0, 1)
 
@@ -237,6 +238,15 @@ def test_predict_follows_the_model_s_dtype_and_output_wrapper() -> None:
     assert torch.equal(predict(model, images).classes, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_predict_takes_clipped_models_of_any_dtype(dtype: torch.dtype) -> None:
+    """Bounds stay in float32."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).to(dtype).eval()
+    images = torch.rand(5, 1, 2, 2)
+    expected = predict(model, images).classes
+    assert torch.equal(predict(clip_activations(model, "all-relu"), images).classes, expected)
+
+
 def test_predict_leaves_the_model_as_it_was() -> None:
     frozen = nn.BatchNorm2d(1)
     model = nn.Sequential(nn.BatchNorm2d(1), frozen, nn.Dropout(0.5), nn.Flatten(), nn.Linear(4, 3))
@@ -381,7 +391,7 @@ def test_json_holds_every_field() -> None:
 
 def test_evaluate_errors() -> None:
     images, labels = torch.rand(4, 1, 1, 3), classes(0, 1, 2, 0)
-    good = (images, labels, labels)
+    good, unit = (images, labels, labels), torch.linspace(0, 1, 12).reshape(4, 1, 1, 3)
     data = poison(images, labels, "sig", rate=0)
     cases: list[tuple[type[Exception], str, Any, Any]] = [
         (TypeError, r"evaluate: `clean` expected a tuple \(images, labels\), got Tensor|`clean`", images, good),
@@ -391,11 +401,21 @@ def test_evaluate_errors() -> None:
         (ValueError, r"evaluate: `clean\[1\]` expected an integer tensor \[4\]", (images, labels[:2]), good),
         (ValueError, r"evaluate: `triggered\[2\]`", (images, labels), (images, labels, labels[:2])),
         (TypeError, r"evaluate: `triggered\[3\]` expected a bool tensor \[4\]", (images, labels), (*good, labels)),
-        (TypeError, "evaluate: `images` expected a tensor", (None, labels), good),
+        (TypeError, r"evaluate: `clean\[0\]` expected a tensor", (None, labels), good),
+        (ValueError, r"evaluate: `clean\[0\]`.*got values from -1 to 1; .*normalize=", (2 * unit - 1, labels), good),
+        (
+            ValueError,
+            r"evaluate: `triggered\[0\]`.*got values from 0 to 255",
+            (images, labels),
+            (255 * unit, *good[1:]),
+        ),
+        (TypeError, r"evaluate: `clean\[1\]`.*got list; convert with torch.as_tensor", (images, [0, 1, 2, 0]), good),
     ]
     for kind, text, clean, triggered in cases:
         with pytest.raises(kind, match=text):
             evaluate(Table(3), clean, triggered)
+    with pytest.raises(ValueError, match=r"^evaluate: `model` expected an output of logits \[4, K\]"):
+        evaluate(nn.Identity(), (images, labels), good)
 
 
 def test_numpys_numbers_are_numbers() -> None:

@@ -28,7 +28,8 @@ def labels_of(where: str, argument: str, labels: Tensor, like: Tensor) -> Tensor
     """Labels [N] int64 on the device of ``like``, one for each of its rows."""
     expected = f"an integer tensor [{len(like)}]"
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(message(where, argument, expected, describe(labels), "convert with labels.long()"))
+        remedy = "convert with labels.long()" if isinstance(labels, Tensor) else "convert with torch.as_tensor"
+        raise TypeError(message(where, argument, expected, describe(labels), remedy))
     if tuple(labels.shape) != (len(like),):
         raise ValueError(message(where, argument, expected, describe(labels), "pass one label for each row"))
     return labels.to(like.device, torch.int64)

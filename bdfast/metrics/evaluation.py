@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bdfast.errors import message
 from bdfast.metrics.checks import classes_of, describe, labels_of, rate_of
 from bdfast.metrics.ratings import Metrics
+from bdfast.nn.clipped_relu import weight_beside_bounds
 from bdfast.nn.normalize import statistics
 from bdfast.runtime.outputs import first_pass
 
@@ -65,16 +66,17 @@ def evaluate(
     if not isinstance(triggered, (tuple, list)) or len(triggered) not in (3, 4):
         expected, remedy = "a tuple (images, attack_labels, original_labels[, eligible])", "pass poisoned.trigger(...)"
         raise TypeError(message("evaluate", "triggered", expected, describe(triggered), remedy))
-    for images in (clean[0], triggered[0]):
-        _check_predict("evaluate", model, images, batch_size, normalize)
+    for argument, images in (("clean[0]", clean[0]), ("triggered[0]", triggered[0])):
+        _check_predict("evaluate", argument, model, images, batch_size, normalize)
     true = labels_of("evaluate", "clean[1]", clean[1], clean[0]).cpu()
     wanted, original = (labels_of("evaluate", f"triggered[{i}]", triggered[i], triggered[0]).cpu() for i in (1, 2))
     eligible = original != wanted
     if len(triggered) == 4:
         eligible = _eligible(triggered[3], eligible)
 
-    on_clean = predict(model, clean[0], batch_size=batch_size, device=device, normalize=normalize)
-    on_triggered = predict(model, triggered[0], batch_size=batch_size, device=device, normalize=normalize)
+    on_clean, on_triggered = (
+        _predict("evaluate", model, images, batch_size, device, normalize) for images in (clean[0], triggered[0])
+    )
     everything, others = torch.ones_like(eligible), (original != wanted) & ~eligible
     counted = torch.ones_like(true, dtype=torch.bool)
     if len(wanted) > 0 and bool((wanted == wanted[0]).all()):
@@ -126,11 +128,23 @@ def predict(
         >>> predict(model, torch.rand(3, 1, 2, 2))
         Predictions(classes=tensor([0, 0, 0]), finite=tensor([True, True, True]))
     """
-    _check_predict("predict", model, images, batch_size, normalize)
-    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device=images.device))
+    _check_predict("predict", "images", model, images, batch_size, normalize)
+    return _predict("predict", model, images, batch_size, device, normalize)
+
+
+def _predict(
+    where: str,
+    model: nn.Module,
+    images: Tensor,
+    batch_size: int,
+    device: torch.device | str | None,
+    normalize: tuple[Sequence[float], Sequence[float]] | None,
+) -> Predictions:
+    found = weight_beside_bounds(model)
+    weight: Tensor = torch.empty(0, device=images.device) if found is None else found
     device = torch.device(weight.device if device is None else device)
     scale = None
-    if (parts := statistics("predict", normalize)) is not None:
+    if (parts := statistics(where, normalize)) is not None:
         scale = [torch.tensor(part, dtype=torch.float32, device=device)[:, None, None] for part in parts]
     classes = torch.empty(len(images), dtype=torch.int64, device=device)
     with _eval_mode(model), torch.no_grad():
@@ -140,17 +154,18 @@ def predict(
             x = batch.to(torch.float32) / 255 if batch.dtype == torch.uint8 else batch
             if scale is not None:
                 x = (x - scale[0]) / scale[1]
-            with first_pass("predict", x):
+            with first_pass(where, x):
                 output = model(x.to(weight.dtype))
             logits = getattr(output, "logits", output)
-            _check_logits(logits, len(batch))
-            classes[start : start + batch_size] = classes_of("predict", logits)
+            _check_logits(where, logits, len(batch))
+            classes[start : start + batch_size] = classes_of(where, logits)
     classes = classes.cpu()
     return Predictions(classes, classes >= 0)
 
 
 def _check_predict(
     where: str,
+    argument: str,
     model: nn.Module,
     images: Tensor,
     batch_size: int,
@@ -160,9 +175,14 @@ def _check_predict(
         raise TypeError(message(where, "model", "a torch.nn.Module", describe(model), "wrap it in a Module"))
     expected = "a tensor [N, C, H, W], uint8 or float in [0, 1]"
     if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise TypeError(message(where, "images", expected, describe(images), "convert to uint8 or float"))
+        raise TypeError(message(where, argument, expected, describe(images), "convert to uint8 or float"))
     if images.ndim != 4:
-        raise ValueError(message(where, "images", expected, describe(images), "pass a batch, channels first"))
+        raise ValueError(message(where, argument, expected, describe(images), "pass a batch, channels first"))
+    if images.numel() and images.is_floating_point():
+        low, high = (float(bound) for bound in images.detach().aminmax())
+        if low < 0 or high > 1:  # a NaN is the model's to answer for
+            remedy = "divide 0..255 by 255; normalised ones: undo it, and pass normalize=(mean, std)"
+            raise ValueError(message(where, argument, expected, f"values from {low:.8g} to {high:.8g}", remedy))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(message(where, "batch_size", "a positive integer", repr(batch_size), "pass e.g. 512"))
     scale = statistics(where, normalize)
@@ -173,12 +193,12 @@ def _check_predict(
             raise ValueError(message(where, "normalize", expected, f"lengths {lengths}", "one number a channel"))
 
 
-def _check_logits(logits: object, count: int) -> None:
+def _check_logits(where: str, logits: object, count: int) -> None:
     expected = f"an output of logits [{count}, K], or one with .logits"
     if not isinstance(logits, Tensor):
-        raise TypeError(message("predict", "model", expected, describe(logits), "return the logits"))
+        raise TypeError(message(where, "model", expected, describe(logits), "return the logits"))
     if logits.ndim != 2 or len(logits) != count or logits.shape[1] == 0 or not logits.is_floating_point():
-        raise ValueError(message("predict", "model", expected, describe(logits), "return the logits"))
+        raise ValueError(message(where, "model", expected, describe(logits), "return the logits"))
 
 
 @contextmanager

@@ -74,6 +74,19 @@ class ClippedReLU(nn.Module):
         return f"bound={shape}" if self.ceiling == math.inf else f"bound={shape}, ceiling={self.ceiling:g}"
 
 
+def weight_beside_bounds(model: nn.Module) -> nn.Parameter | None:
+    """The first floating-point parameter that is no bound: it says where, and in which dtype, a model wants images.
+
+    Bounds stay in float32 and stand before the layers of a clipped model.
+
+    Example:
+        >>> weight_beside_bounds(nn.Sequential(ClippedReLU(1.0), nn.Linear(1, 1).double())).dtype
+        torch.float64
+    """
+    bounds = {id(layer.bound) for layer in model.modules() if isinstance(layer, ClippedReLU)}
+    return next((p for p in model.parameters() if p.is_floating_point() and id(p) not in bounds), None)
+
+
 def _parameter(bound: Tensor | float, learnable: bool) -> nn.Parameter:
     if isinstance(bound, nn.Parameter):
         return bound

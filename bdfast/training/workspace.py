@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bdfast.data import as_tensors, check_labels
 from bdfast.errors import message
+from bdfast.nn.clipped_relu import weight_beside_bounds
 from bdfast.nn.normalize import normalized, statistics
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
@@ -126,7 +127,7 @@ def workspace(
 def check_weights(where: str, model: nn.Module) -> None:
     """The model has parameters to train, and they and its buffers are finite."""
     named = [(name, p) for name, p in model.state_dict(keep_vars=True).items() if isinstance(p, Tensor)]
-    if not any(p.is_floating_point() for p in model.parameters()):
+    if weight_beside_bounds(model) is None:
         raise ValueError(message(where, "model", "parameters to train", "none", "pass a network"))
     bad = next((name for name, p in named if p.is_floating_point() and not bool(p.isfinite().all())), None)
     if bad is not None:
@@ -135,7 +136,8 @@ def check_weights(where: str, model: nn.Module) -> None:
 
 
 def _resident(model: nn.Module, images: Tensor, labels: Tensor, augment: Any, channels_last: bool) -> ResidentData:
-    weight = next(p for p in model.parameters() if p.is_floating_point())
+    weight = weight_beside_bounds(model)
+    assert weight is not None  # check_weights has seen to it
     chosen: Augment = augmentation(augment, images.shape)
     return ResidentData(
         images, labels, device=weight.device, augment=chosen, dtype=weight.dtype, channels_last=channels_last

@@ -125,3 +125,10 @@ def test_a_head_that_is_not_called_is_told(tiny: Split) -> None:
 
     with pytest.raises(ValueError, match="pad_ft: `model` expected a network that calls its last linear layer"):
         pad_ft(Bypassed(nn.Linear(12, 3)), tiny)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_clipped_models_of_any_dtype(name: str, mlp: nn.Sequential, tiny: Split) -> None:
+    """What PAD-FT made of a model in float64: bounds stay in float32, and images are float64 all the same."""
+    result = CALLS["pad_ft"](mlp.double(), tiny)
+    CALLS[name](result.model.remove() if name == "pad_ft" else result.model, tiny)

@@ -22,8 +22,8 @@ class LastLayer:
         (torch.Size([5, 3]), torch.Size([5, 2]))
     """
 
-    def __init__(self, forward: nn.Module, layer: nn.Linear) -> None:
-        self._forward, self._layer = forward, layer
+    def __init__(self, forward: nn.Module, layer: nn.Linear, where: str = "pad_ft") -> None:
+        self._forward, self._layer, self._where = forward, layer, where
 
     def __enter__(self) -> LastLayer:
         self._handle = self._layer.register_forward_pre_hook(self._catch)
@@ -41,7 +41,7 @@ class LastLayer:
         logits: Tensor = getattr(output, "logits", output)
         if self._hidden is None:
             expected, got = "a network that calls its last linear layer", "one that does not, or a compiled one"
-            raise ValueError(message("pad_ft", "model", expected, got, "pass the module itself, not a compiled one"))
+            raise ValueError(message(self._where, "model", expected, got, "pass the module itself, not a compiled one"))
         return self._hidden, logits
 
     @torch.no_grad()

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.defenses.pad_ft.run import open_run
+from bdfast.defenses.pad_ft.scores import Caller
 from bdfast.defenses.pad_ft.selection import select
 from bdfast.errors import message
 from bdfast.runtime.progress import Callback
 from bdfast.runtime.ranks import Ranks
 from bdfast.runtime.score_table import ScoreTable
 from bdfast.training.workspace import Normalization
+
+CALLER = Caller("sce_scores", "data", "checkpoint")
 
 
 def sce_scores(
@@ -65,7 +68,7 @@ def sce_scores(
         got = type(config).__name__
         raise TypeError(message("sce_scores", "config", "a PadFTConfig", got, "pass PadFTConfig(...)"))
     ranks = Ranks.joined() if distributed else Ranks()
-    with open_run(model, data, config, normalize, device, None) as run:
+    with open_run(CALLER, model, data, config, normalize, device, None) as run:
 
         def finished(count: int) -> None:
             if callback is not None:

@@ -20,6 +20,7 @@ from bdfast.data.source import Source
 from bdfast.defenses import PadFTConfig, PadFTResult, pad_ft
 from bdfast.defenses.last_layer import LastLayer
 from bdfast.defenses.pad_ft import scores as pad_ft_scores
+from bdfast.defenses.pad_ft.algorithm import CALLER
 from bdfast.defenses.pad_ft.scores import Scores, score
 from bdfast.errors import LabelRangeError
 
@@ -48,7 +49,7 @@ def everything() -> tuple[Tensor, Tensor]:
 def run(data: object, folder: Path | None = None, *, key: str = "run", dims: int = 6, batch: int = 4) -> Scores:
     with LastLayer(NET, NET[3]) as features:  # type: ignore[arg-type]
         return score(
-            "pad_ft", features, Source("pad_ft", data), num_classes=3, place=torch.zeros(0), batch_size=batch,
+            CALLER, features, Source("pad_ft", data), num_classes=3, place=torch.zeros(0), batch_size=batch,
             dims=dims, seed=0, run=key, folder=folder,
         )  # fmt: skip
 

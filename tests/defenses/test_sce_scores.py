@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bdfast.defenses import PadFTConfig, pad_ft, sce_scores
+from bdfast.errors import LabelRangeError
 from tests.defenses.conftest import Split
 
 
@@ -31,6 +32,19 @@ def test_logits_that_are_not_finite_are_in_quarantine(mlp: nn.Module, tiny: Spli
     table = sce_scores(mlp, (images, tiny[1]), PadFTConfig(k=4))
     assert 3 in table.quarantined
     assert not table.columns["selected"][table.quarantined].any()
+
+
+def test_errors_name_the_function_and_its_arguments(mlp: nn.Module, tiny: Split, tmp_path: Path) -> None:
+    images, labels = tiny
+    with pytest.raises(TypeError, match=r"^sce_scores: `data: labels` expected integers"):
+        sce_scores(mlp, (images, labels.float()))
+    with pytest.raises(LabelRangeError, match=r"^sce_scores: `data: labels` expected classes in"):
+        sce_scores(mlp, (images, labels + 1))
+    with pytest.raises(ValueError, match=r"^sce_scores: `model` expected logits that come straight"):
+        sce_scores(nn.Sequential(*mlp.children(), nn.Softmax(1)), tiny)
+    sce_scores(mlp, tiny, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"^sce_scores: `checkpoint` expected scores of this very run"):
+        sce_scores(mlp, (images[1:], labels[1:]), checkpoint=tmp_path)
 
 
 def test_config_of_another_kind(mlp: nn.Module, tiny: Split) -> None:

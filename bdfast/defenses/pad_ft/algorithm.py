@@ -31,7 +31,7 @@ from bdfast.defenses.pad_ft.bounds import fit_bounds, predict
 from bdfast.defenses.pad_ft.config import PadFTConfig
 from bdfast.defenses.pad_ft.head import fine_tune_head
 from bdfast.defenses.pad_ft.run import open_run
-from bdfast.defenses.pad_ft.scores import Scores
+from bdfast.defenses.pad_ft.scores import Caller, Scores
 from bdfast.defenses.pad_ft.selection import Selection, purity, select
 from bdfast.errors import message
 from bdfast.runtime.plain_json import plain
@@ -40,6 +40,7 @@ from bdfast.runtime.resident import ResidentData
 from bdfast.training.results import TrainedResult
 from bdfast.training.workspace import Normalization
 
+CALLER = Caller("pad_ft", "poisoned_data", "scores_dir")
 LOST_TOO_MUCH = 0.10  # fraction of the selected samples; clipping that costs more is worth a warning
 
 
@@ -146,7 +147,7 @@ def pad_ft(
     """
     if not isinstance(config, PadFTConfig):
         raise TypeError(message("pad_ft", "config", "a PadFTConfig", type(config).__name__, "pass PadFTConfig(...)"))
-    with open_run(model, poisoned_data, config, normalize, device, ground_truth) as run:
+    with open_run(CALLER, model, poisoned_data, config, normalize, device, ground_truth) as run:
         # 1. D_c: of each class the k samples of smallest SCE, in the order of their margins, which is the same.
         with run.watch("score"):
             scores = run.score(config, scores_dir)

@@ -16,11 +16,12 @@ from bdfast.defenses.ground_truth import known_truth
 from bdfast.defenses.last_layer import LastLayer
 from bdfast.defenses.pad_ft.bounds import Suspects, frozen_copy, observe, starting_bounds
 from bdfast.defenses.pad_ft.config import PadFTConfig
-from bdfast.defenses.pad_ft.scores import Scores, score
+from bdfast.defenses.pad_ft.scores import Caller, Scores, score
 from bdfast.errors import message
 from bdfast.models.classifier import classifier_heads, classifier_layers
 from bdfast.nn import clip_activations
 from bdfast.nn.clip_activations import ClippedModel
+from bdfast.nn.clipped_relu import weight_beside_bounds
 from bdfast.nn.normalize import normalized, statistics
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import model_device, usable_device, working_model
@@ -49,6 +50,7 @@ class Clipped(NamedTuple):
 class Run:
     """One run of :func:`bdfast.defenses.pad_ft`."""
 
+    caller: Caller
     work: nn.Module  # a copy of the victim, in eval mode; from step 2 on with its bounds
     source: Source
     num_classes: int
@@ -80,9 +82,9 @@ class Run:
     ) -> Scores:
         """Step 1: margins of all samples, and their features where they are asked for."""
         dims = config.split_dims if config.split == "spread" else 0
-        with LastLayer(self.forward, self.layer) as features:
+        with LastLayer(self.forward, self.layer, self.caller.where) as features:
             return score(
-                "pad_ft", features, self.source, num_classes=self.num_classes, place=self.place,
+                self.caller, features, self.source, num_classes=self.num_classes, place=self.place,
                 batch_size=config.score_batch_size, dims=dims, seed=stream_seed(config.seed, "pad_ft: sketch"),
                 run="" if folder is None else self._fingerprint(config, dims), folder=folder,
                 ranks=ranks, finished=finished,
@@ -134,6 +136,7 @@ class Run:
 
 @contextmanager
 def open_run(
+    caller: Caller,
     model: nn.Module,
     data: object,
     config: PadFTConfig,
@@ -142,24 +145,26 @@ def open_run(
     ground_truth: Tensor | None,
 ) -> Iterator[Run]:
     """Check everything before any work; on leaving, the caller's world is as before."""
+    where = caller.where
     if not isinstance(model, nn.Module):
-        raise TypeError(message("pad_ft", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
-    normalize = statistics("pad_ft", normalize)
-    place = None if device is None else usable_device("pad_ft", device)
+        raise TypeError(message(where, "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+    normalize = statistics(where, normalize)
+    place = None if device is None else usable_device(where, device)
     actual = place or model_device(model)
     watch = Stopwatch(actual)
     with (
         isolated_rng(stream_seed(config.seed, "global"), actual),
         deterministic_kernels(config.deterministic, actual),
-        working_model(model, "pad_ft", device=place) as work,
+        working_model(model, where, device=place) as work,
     ):
         with watch("setup"):
-            check_weights("pad_ft", work)
-            source = Source("pad_ft", data)
-            is_poisoned = known_truth("pad_ft", ground_truth, data, len(source))
-            weight = next(p for p in work.parameters() if p.is_floating_point())
-            name, _ = classifier_layers(work.eval(), "pad_ft")[-1]
-            run = Run(work, source, 0, name, normalize, weight.detach().flatten()[:0], is_poisoned, watch)
+            check_weights(where, work)
+            source = Source(where, data, caller.data)
+            is_poisoned = known_truth(where, ground_truth, data, len(source))
+            weight = weight_beside_bounds(work)
+            assert weight is not None  # check_weights has seen to it
+            name, _ = classifier_layers(work.eval(), where)[-1]
+            run = Run(caller, work, source, 0, name, normalize, weight.detach().flatten()[:0], is_poisoned, watch)
             run.num_classes = _probe(run).shape[1]
             rest = quiet_hooks(work, lambda: _probe(run))
         with rest:
@@ -182,17 +187,18 @@ class _ScoreRun:
 @torch.no_grad()
 def _probe(run: Run) -> Tensor:
     """Logits of the first two samples, which have to be what the last linear layer puts out."""
+    where = run.caller.where
     images, _ = run.source.read(range(min(2, len(run.source))))
-    with LastLayer(run.forward, run.layer) as features:
+    with LastLayer(run.forward, run.layer, where) as features:
         x = to_floats(images, run.place)
-        with first_pass("pad_ft", x):
+        with first_pass(where, x):
             hidden, output = features(x)
-    logits = logits_of("pad_ft", output, len(images))
+    logits = logits_of(where, output, len(images))
     if hidden.ndim != 2 or not torch.allclose(run.layer(hidden), logits, rtol=1e-3, equal_nan=True):
         expected = "logits that come straight from its last linear layer"
         got, remedy = f"something else behind `{run.layer_name}`", "return the logits themselves"
-        if len(beside := [f"`{name}`" for name, _ in classifier_heads(run.work, "pad_ft")]) > 1:
+        if len(beside := [f"`{name}`" for name, _ in classifier_heads(run.work, where)]) > 1:
             got = f"what {' and '.join(beside)} put out together"
             remedy = "take d3, which moves every head, or a copy of the model that returns the logits of one"
-        raise ValueError(message("pad_ft", "model", expected, got, remedy))
+        raise ValueError(message(where, "model", expected, got, remedy))
     return logits

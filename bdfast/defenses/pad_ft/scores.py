@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,14 @@ ARRAYS = {  # the fields of Scores
 
 Features = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images [B, C, H, W] in [0, 1] to the input of the last layer [B, D] and the logits [B, K]."""
+
+
+class Caller(NamedTuple):
+    """The function that a user called, for messages: its name, and what its arguments are called."""
+
+    where: str
+    data: str
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Scores:
 
 
 def score(
-    where: str,
+    caller: Caller,
     features: Features,
     source: Source,
     *,
@@ -72,7 +81,7 @@ def score(
     """Scores of all samples in index order.
 
     Args:
-        where: the function on whose behalf this happens; it opens the messages.
+        caller: on whose behalf this happens.
         features: the frozen network.
         source: the samples.
         num_classes: K.
@@ -94,11 +103,11 @@ def score(
         if folder is None:
             return None
         return ChunkStore(
-            where, "scores_dir", folder, format=FORMAT, run=run, count=len(source), chunk=CHUNK, kinds=ARRAYS
+            caller.where, caller.folder, folder, format=FORMAT, run=run, count=len(source), chunk=CHUNK, kinds=ARRAYS
         )
 
     def compute(rows: range) -> Columns:
-        return _score_chunk(where, features, source, rows, num_classes, place, batch_size, dims, seed)
+        return _score_chunk(caller, features, source, rows, num_classes, place, batch_size, dims, seed)
 
     ranks.share(lambda: open_store() and None)  # rank 0 makes the folder before the others look into it
     store = open_store()
@@ -107,12 +116,12 @@ def score(
 
 @torch.no_grad()
 def _score_chunk(
-    where: str, features: Features, source: Source, rows: range, num_classes: int, place: Tensor, batch_size: int,
+    caller: Caller, features: Features, source: Source, rows: range, num_classes: int, place: Tensor, batch_size: int,
     dims: int, seed: int,
 ) -> Columns:  # fmt: skip
     images, labels = source.read(rows)
     labels = labels.cpu()
-    _check_labels(where, labels, rows.start, num_classes)
+    _check_labels(caller, labels, rows.start, num_classes)
     margins, runners_up, sketches = [], [], []
     for begin in range(0, len(rows), batch_size):
         x = to_floats(images[begin : begin + batch_size], place)
@@ -142,10 +151,10 @@ def _sketch(
     return torch.mm(hidden, projection.to(hidden.device))
 
 
-def _check_labels(where: str, labels: Tensor, offset: int, num_classes: int) -> None:
+def _check_labels(caller: Caller, labels: Tensor, offset: int, num_classes: int) -> None:
     outside = (labels < 0) | (labels >= num_classes)
     if bool(outside.any()):
         first = int(outside.to(torch.uint8).argmax())
         got = f"{int(labels[first])} at index {offset + first}"
         expected, remedy = f"classes in [0, {num_classes})", "drop those samples or correct the number of classes"
-        raise LabelRangeError(message(where, "poisoned_data: labels", expected, got, remedy))
+        raise LabelRangeError(message(caller.where, f"{caller.data}: labels", expected, got, remedy))

@@ -231,6 +231,9 @@ def auxiliary_set(
     """
     if source in CONDITIONS:
         return shift(splits.train[0][index], source, seed=seed), splits.train[1][index]  # type: ignore[arg-type]
+    if source not in ("digits", "cifar10") and not Path(source).exists():
+        kinds = f"one of {', '.join(CONDITIONS)}, a data set or a folder of `bdfast defend gic`"
+        raise FileNotFoundError(message("bdfast defend", "--auxiliary", kinds, repr(source), "check the spelling"))
     if (Path(source) / "images.npy").is_file():
         images, labels = load_calibrated(source)[:2]
     else:

@@ -12,7 +12,7 @@ import argparse
 import difflib
 import json
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
@@ -59,11 +59,13 @@ def setting(default: Any, help: str, *, metavar: str | None = None) -> Any:
     return field(default=default, metadata={"help": help, "metavar": metavar})
 
 
-def add_settings(parser: argparse.ArgumentParser, *groups: type) -> None:
-    """An option for each field made by :func:`setting`, and ``--config`` and ``--set``."""
+def add_settings(parser: argparse.ArgumentParser, *groups: type, without: Collection[str] = ()) -> None:
+    """An option for each field made by :func:`setting` but those ``without``, and ``--config`` and ``--set``."""
     for group in groups:
         hints = get_type_hints(group)
         for item in options_of(group):
+            if item.name in without:
+                continue
             metavar = item.metadata["metavar"] or item.name.upper()
             default = "" if item.default is None else f" (default: {item.default})"
             choices = f": {describe(hints[item.name])}" if get_origin(hints[item.name]) is Literal else ""
@@ -198,10 +200,12 @@ def defaults_for(data: str, group: Any) -> list[Given]:
 def document(group: type, title: str) -> str:
     """The fields of a config with type and default, for the end of a help text."""
     hints, default = get_type_hints(group), group()
-    lines = [
-        f"  {item.name:<15} {describe(hints[item.name])} (default: {getattr(default, item.name)})"
-        for item in fields(group)
-    ]  # type: ignore[arg-type]
+    width = max(len(item.name) for item in fields(group))  # type: ignore[arg-type]
+    lines = []
+    for item in fields(group):  # type: ignore[arg-type]
+        value = getattr(default, item.name)
+        said = "none" if value is None else str(value).lower() if isinstance(value, bool) else value  # as it is typed
+        lines.append(f"  {item.name:<{width}} {describe(hints[item.name])} (default: {said})")
     return "\n".join([f"{title}, for --set and --config:", *lines])
 
 

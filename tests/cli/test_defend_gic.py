@@ -115,4 +115,4 @@ def test_external_data_has_to_fit(bdfast: Run, attack_dir: Path, tmp_path: Path)
     assert bdfast(*words, "--auxiliary", tmp_path / "gray.npz", "--reserve", "0.5").code == 0
     missing = bdfast(*words, "--auxiliary", "fog")
     assert missing.code == 2
-    assert "fog" in missing.err
+    assert "`--auxiliary` expected one of brightness, contrast" in missing.err

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from bdfast.runtime.checkpoints import load_state
 
 from .conftest import Outcome
@@ -29,3 +31,16 @@ def test_a_clipped_network_is_evaluated_like_any_other(
     after = json.loads((out / "metrics.json").read_text())["after"]
     assert again.code == 0
     assert json.loads(again.out)["model"] == after
+
+
+@pytest.mark.parametrize("option", ["--reserve=0.1", "--draw=backdoorbench", "--auxiliary=blur"])
+@pytest.mark.parametrize("defense", ["pad-ft", "advrbd"])
+def test_there_are_no_clean_images_to_choose(
+    bdfast: Callable[..., Outcome], attack_dir: Path, tmp_path: Path, defense: str, option: str
+) -> None:
+    """These two take the poisoned set: an option that had no effect would pass for one that had."""
+    refused = bdfast("defend", defense, "--attack-dir", attack_dir, "--out", tmp_path / "out", option)
+    assert refused.code == 2
+    assert f"unrecognized arguments: {option}" in refused.err
+    shown = bdfast("defend", defense, "--help").out
+    assert option.partition("=")[0] not in shown

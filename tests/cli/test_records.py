@@ -89,7 +89,8 @@ FEW = {
 @pytest.mark.parametrize("defense", FEW)
 def test_every_defense_takes_a_record(defense: str, converted: Path, bdfast: Run, tmp_path: Path) -> None:
     few = [word for setting in FEW[defense] for word in ("--set", setting)]
-    words = ["--attack-dir", converted, *BASE, *few, "--reserve", "40", "--report", "none", "--out", tmp_path / "out"]
+    clean = [] if defense in ("pad-ft", "advrbd") else ["--reserve", "40"]
+    words = ["--attack-dir", converted, *BASE, *few, *clean, "--report", "none", "--out", tmp_path / "out"]
     outcome = bdfast("defend", defense, *words)
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "out" / ("images.npy" if defense == "gic" else "model.safetensors")).is_file()
@@ -161,8 +162,8 @@ def test_doctor_shows_nothing_that_a_terminal_obeys(bdfast: Run, tmp_path: Path)
 
 @pytest.mark.parametrize("defense", ["ft", "pad-ft"])
 def test_defend_into_the_record(defense: str, record: Path, bdfast: Run) -> None:
-    few = ["--set", "epochs=1"] if defense == "ft" else ["--set", "clip_epochs=2", "--set", "epochs=1"]
-    words = ["--model", record, *BASE, *few, "--draw", "backdoorbench", "--report", "none", "--record"]
+    few = ["--draw", "backdoorbench"] if defense == "ft" else ["--set", "clip_epochs=2"]
+    words = ["--model", record, *BASE, *few, "--set", "epochs=1", "--report", "none", "--record"]
     outcome = bdfast("defend", defense, *words)
     assert outcome.code == 0, outcome.err
     folder = record / "defense" / defense

@@ -120,6 +120,9 @@ PROVIDERS: dict[str, Callable[[Job], Any]] = {
 }
 """What a defense can ask for by name (``Defense.needs``)."""
 
+CLEAN_IMAGES = ("reserve", "draw", "auxiliary")
+"""Settings that choose clean images: no options of a defense that takes none."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A command of its own for each defense."""
@@ -133,7 +136,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        add_settings(one, ModelSettings, DataSettings, DefendSettings)
+        unused = () if "reserve" in defense.needs else CLEAN_IMAGES
+        add_settings(one, ModelSettings, DataSettings, DefendSettings, without=unused)
         one.add_argument("--out", metavar="DIR", help="folder for the results; required without --record")
         one.add_argument(
             "--record",

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,8 @@ def reserve(
     """Draw the indices of a small clean set, without replacement.
 
     Args:
-        labels_or_data: labels, integers ``[N]``, or any data that :func:`bdfast.data.as_tensors` takes.
+        labels_or_data: labels, integers ``[N]`` in a tensor, an array or a list (torchvision's ``targets``), or any
+            data that :func:`bdfast.data.as_tensors` takes.
         ratio: share of the samples in (0, 1]; ``floor(N * ratio)`` are drawn (of every class, with ``per_class``).
         count: number of samples (of every class, with ``per_class``). Give either ratio or count.
         seed: same seed, same draw.
@@ -59,7 +61,7 @@ def reserve(
         >>> reserve(torch.zeros(100, dtype=torch.int64), ratio=0.05, seed=0, draw="backdoorbench")
         tensor([49, 97, 53,  5, 33])
     """
-    labels = labels_or_data if isinstance(labels_or_data, Tensor) else as_tensors(labels_or_data, "reserve")[1]
+    labels = _labels_of(labels_or_data)
     _check_arguments(labels, ratio, count, per_class, draw)
     labels = labels.cpu()
     if per_class:
@@ -89,6 +91,16 @@ def reserve(
     if empty:
         warnings.warn(f"reserve: no sample of class {empty} was drawn; raise ratio or count", stacklevel=2)
     return chosen
+
+
+def _labels_of(labels_or_data: object) -> Tensor:
+    if isinstance(labels_or_data, Tensor):
+        return labels_or_data
+    if isinstance(labels_or_data, np.ndarray):
+        return torch.from_numpy(labels_or_data.copy())
+    if isinstance(labels_or_data, list) and all(isinstance(label, (int, np.integer)) for label in labels_or_data):
+        return torch.tensor(labels_or_data)
+    return as_tensors(labels_or_data, "reserve")[1]
 
 
 def read_index(path: str | os.PathLike[str], size: int | None = None) -> Tensor:

@@ -75,6 +75,13 @@ def test_data_is_taken_for_its_labels() -> None:
     assert torch.equal(reserve(data, count=9), reserve(LABELS, count=9))
 
 
+def test_labels_in_an_array_or_a_list() -> None:
+    labels = torch.arange(40) % 4
+    expected = reserve(labels, count=12, seed=3)
+    for form in (labels.numpy().astype(np.int32), labels.tolist(), list(labels.numpy())):
+        assert torch.equal(reserve(form, count=12, seed=3), expected)
+
+
 def test_an_empty_class_is_named() -> None:
     with pytest.warns(UserWarning, match=r"reserve: no sample of class \[1, 7\] was drawn"):
         reserve(torch.tensor([0] * 10 + [1, 7]), ratio=0.1, per_class=True)

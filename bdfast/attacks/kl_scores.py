@@ -182,6 +182,8 @@ def kl_scores(
         raise TypeError(
             message("kl_scores", "config", "a KLScoreConfig", type(config).__name__, "pass KLScoreConfig()")
         )
+    if not isinstance(model, nn.Module):
+        raise TypeError(message("kl_scores", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
     source = Source("kl_scores", data, "data")
     chosen = _check_ids(ids, len(source))
     normalize = statistics("kl_scores", normalize)

@@ -141,6 +141,9 @@ def clip_activations(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(message(NAME, "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        expected, remedy = "a module with Python forwards", "clip it before it is scripted or traced"
+        raise ValueError(message(NAME, "model", expected, "a TorchScript one", remedy))
     if any(_CLIPS in module.__dict__ for module in model.modules()):
         raise ValueError(message(NAME, "model", "one without clips", "a clipped one", "call .remove() on its clips"))
     if not isinstance(bound, numbers.Real) or isinstance(bound, bool):

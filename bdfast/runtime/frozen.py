@@ -16,7 +16,7 @@ from bdfast.runtime.bfloat16 import InBfloat16
 from bdfast.runtime.cpu_graph import for_cpu
 from bdfast.runtime.folding import FoldReport, fold
 from bdfast.runtime.gpu_graph import for_gpu
-from bdfast.runtime.guard import model_device, usable_device
+from bdfast.runtime.guard import check_in_memory, model_device, usable_device
 from bdfast.runtime.hooks import silence_hooks
 from bdfast.runtime.outputs import first_pass, logits_of
 from bdfast.runtime.precision import PRECISIONS, Precision
@@ -75,6 +75,7 @@ class FrozenModel:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(message(where, "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+        check_in_memory(where, model)
         if precision not in PRECISIONS:
             raise ValueError(
                 message(where, "precision", " or ".join(PRECISIONS), repr(precision), "choose one of them")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bdfast.errors import message
 
@@ -44,6 +45,24 @@ def usable_device(where: str, device: str | torch.device) -> torch.device:
         raise ValueError(message(where, "device", "a device of this machine", got, remedy)) from error
 
 
+def check_in_memory(where: str, model: nn.Module) -> None:
+    """Every parameter and buffer has values.
+
+    Raises:
+        ValueError: one is on the meta device, or waits for the first batch, as those of lazy modules do.
+
+    Example:
+        >>> check_in_memory("example", nn.LazyLinear(2))
+        Traceback (most recent call last):
+        ValueError: example: `model` expected weights with values, got none in `weight`; run a batch ...
+    """
+    named = (*model.named_parameters(), *model.named_buffers())
+    empty = (name for name, tensor in named if is_lazy(tensor) or tensor.is_meta)
+    if (name := next(empty, None)) is not None:
+        remedy = "run a batch through the model, or load its weights"
+        raise ValueError(message(where, "model", "weights with values", f"none in `{name}`", remedy))
+
+
 @contextmanager
 def working_model(
     model: nn.Module, where: str, *, inplace: bool = False, device: torch.device | None = None
@@ -72,6 +91,7 @@ def working_model(
         >>> work.training, bool(model.weight.any())
         (False, True)
     """
+    check_in_memory(where, model)
     own = model_device(model)
     if inplace and device not in (None, own):
         remedy = "move the model there first, or leave inplace out"
@@ -93,7 +113,8 @@ def working_model(
 
 def _copy(model: nn.Module, where: str) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        with torch.no_grad():  # copies of a TorchScript module's parameters are its leaves
+            return copy.deepcopy(model)
     except Exception as error:  # whatever a module's own __deepcopy__ may raise
         remedy = "pass inplace=True to change the model itself"
         got = f"{type(error).__name__}: {error}"

@@ -132,3 +132,17 @@ def test_clipped_models_of_any_dtype(name: str, mlp: nn.Sequential, tiny: Split)
     """What PAD-FT made of a model in float64: bounds stay in float32, and images are float64 all the same."""
     result = CALLS["pad_ft"](mlp.double(), tiny)
     CALLS[name](result.model.remove() if name == "pad_ft" else result.model, tiny)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_weights_without_values_are_named(name: str, mlp: nn.Sequential, tiny: Split) -> None:
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+    for model, first in ((lazy, "1.weight"), (mlp.to("meta"), "1.weight")):
+        with pytest.raises(ValueError, match=rf"{name}: `model` expected weights with values, got none in `{first}`"):
+            CALLS[name](model, tiny)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_traced_model_is_trained(mlp: nn.Sequential, tiny: Split) -> None:
+    result = fine_tune(torch.jit.trace(mlp, tiny[0][:2]), tiny, FineTuneConfig(epochs=1))
+    assert len(result.history) == 1

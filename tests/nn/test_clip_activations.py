@@ -552,9 +552,13 @@ def test_a_bound_that_is_no_number(bound: Any) -> None:
         clip_activations(model, bound=bound)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_errors_of_the_model() -> None:
     with pytest.raises(TypeError, match=r"`model` expected a torch\.nn\.Module, got function"):
         clip_activations(lambda x: x)  # type: ignore[arg-type]
+    scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), torch.rand(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="expected a module with Python forwards, got a TorchScript one; clip it"):
+        clip_activations(scripted)
     smooth = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU())
     for sites in ("stage-relu", "all-relu"):
         with pytest.raises(ValueError, match="got a Sequential with ReLUs none"):

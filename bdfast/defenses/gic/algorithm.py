@@ -48,7 +48,7 @@ from bdfast.defenses.gic.imprint import ImprintReport, check_imprint
 from bdfast.errors import message
 from bdfast.nn.normalize import statistics
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
-from bdfast.runtime.guard import model_device
+from bdfast.runtime.guard import check_in_memory, model_device
 from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Callback, Record, Stopwatch
 from bdfast.training.workspace import Normalization, check_weights
@@ -153,6 +153,7 @@ def _calibrated(
     checkpoint: str | os.PathLike[str] | None,
 ) -> GICResult:
     images, labels = as_tensors(auxiliary_data, "gic", "auxiliary_data")
+    check_in_memory("gic", model)
     check_weights("gic", model)
     place = None if checkpoint is None else Path(checkpoint)
     if place is not None:

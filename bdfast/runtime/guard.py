@@ -69,10 +69,10 @@ def working_model(
 ) -> Iterator[nn.Module]:
     """A model to train in the block: a deep copy, or the caller's own.
 
-    Gradients are enabled inside, whatever the caller runs under. On leaving, train/eval and ``requires_grad`` flags of
-    the yielded model are those that ``model`` came with; a copy holds no gradients, an ``inplace`` model its old ones.
-    If the block raises (KeyboardInterrupt too), an ``inplace`` model gets its parameters and buffers back; without
-    ``inplace`` it was never touched.
+    Gradients are enabled inside and autocast is off, whatever the caller runs under. On leaving, train/eval and
+    ``requires_grad`` flags of the yielded model are those that ``model`` came with; a copy holds no gradients, an
+    ``inplace`` model its old ones. If the block raises (KeyboardInterrupt too), an ``inplace`` model gets its
+    parameters and buffers back; without ``inplace`` it was never touched.
 
     Args:
         model: the caller's.
@@ -99,7 +99,7 @@ def working_model(
     if inplace and any(p.is_inference() for p in model.parameters()):
         expected, got = "parameters that autograd can follow", "some made in torch.inference_mode"
         raise ValueError(message(where, "model", expected, got, "build the model outside of inference mode"))
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast((device or own).type, enabled=False):
         work = model if inplace else _copy(model, where)
         snapshot = _Snapshot(work, values=inplace)
         try:

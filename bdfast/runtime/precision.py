@@ -24,7 +24,8 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
         torch.bfloat16
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    # Without the cache: inside another autocast, even one that is off, it would keep the weights of the step before.
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Every defense works for a caller who is in inference mode, on data and a model that were made there."""
+"""Every defense works for a caller in inference mode, on data and a model made there, and in other modes of torch."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ Split = tuple[Tensor, Tensor]
 
 CALLS: dict[str, Callable[[nn.Module, Split], Any]] = {
     "d3": lambda model, data: d3(model, data, D3Config(epochs=1)).model,
+    "d3 in bfloat16": lambda model, data: d3(model, data, D3Config(epochs=4, precision="bf16")).model,
     "fine_tune": lambda model, data: fine_tune(model, data, FineTuneConfig(epochs=1)).model,
     "ft_sam": lambda model, data: ft_sam(model, data, FTSAMConfig(epochs=1)).model,
     "pad_ft": lambda model, data: pad_ft(model, data, PadFTConfig(k=9, clip_epochs=1, epochs=1)).model,
     "gic": lambda model, data: gic(model, data, GICConfig(steps=1)).data[0],
+    "gic network": lambda model, data: gic(model, data, GICConfig(mode="network", epochs=1)).data[0],
     "kl_scores": lambda model, data: kl_scores(model, data, KLScoreConfig(steps=1)).scores,
-    "sce_scores": lambda model, data: sce_scores(model, data).scores,
+    "sce_scores": lambda model, data: sce_scores(model, data, PadFTConfig(preset="robust")).scores,
 }
 
 
@@ -56,6 +58,28 @@ def test_the_result_is_that_of_the_ordinary_mode(name: str, mlp: nn.Sequential, 
         assert torch.equal(a, b)
         assert torch.equal(a, c)
         assert not b.is_inference()
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore:pad_ft. clipping lost", "ignore:gic. `imprint`")
+def test_the_callers_autocast_stays_outside(name: str, mlp: nn.Sequential, tiny: Split) -> None:
+    """What precision a defense works in is its config's to say."""
+    expected = outcome(CALLS[name](mlp, tiny))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = outcome(CALLS[name](mlp, tiny))
+        assert torch.is_autocast_enabled("cpu")
+    assert all(map(torch.equal, expected, inside))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore:pad_ft. clipping lost", "ignore:gic. `imprint`")
+def test_defenses_work_under_another_default_dtype(name: str, tiny: Split) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 80), nn.ReLU(), nn.Linear(80, 3))  # more features than are kept
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert outcome(CALLS[name](model, tiny))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_model_of_inference_tensors_cannot_be_trained_in_place(tiny: Split) -> None:

@@ -48,7 +48,7 @@ from bdfast.defenses.gic.imprint import ImprintReport, check_imprint
 from bdfast.errors import message
 from bdfast.nn.normalize import statistics
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
-from bdfast.runtime.guard import check_in_memory, model_device
+from bdfast.runtime.guard import check_in_memory, model_device, usable_device
 from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Callback, Record, Stopwatch
 from bdfast.training.workspace import Normalization, check_weights
@@ -138,9 +138,15 @@ def gic(
         raise TypeError(message("gic", "config", "a GICConfig", type(config).__name__, "pass GICConfig(...)"))
     if not isinstance(model, nn.Module):
         raise TypeError(message("gic", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
-    # A data set that augments, or a model that draws in eval mode, draws by the seed.
-    with torch.inference_mode(False), isolated_rng(stream_seed(config.seed, "global"), model_device(model)):
-        return _calibrated(model, auxiliary_data, config, callback, normalize, device, checkpoint)
+    check_in_memory("gic", model)
+    place = model_device(model) if device is None else usable_device("gic", device)
+    with (
+        torch.inference_mode(False),
+        torch.autocast(place.type, enabled=False),
+        # A data set that augments, or a model that draws in eval mode, draws by the seed.
+        isolated_rng(stream_seed(config.seed, "global"), place),
+    ):
+        return _calibrated(model, auxiliary_data, config, callback, normalize, place, checkpoint)
 
 
 def _calibrated(
@@ -149,11 +155,10 @@ def _calibrated(
     config: GICConfig,
     callback: Callback | None,
     normalize: Normalization | None,
-    device: str | torch.device | None,
+    device: torch.device,
     checkpoint: str | os.PathLike[str] | None,
 ) -> GICResult:
     images, labels = as_tensors(auxiliary_data, "gic", "auxiliary_data")
-    check_in_memory("gic", model)
     check_weights("gic", model)
     place = None if checkpoint is None else Path(checkpoint)
     if place is not None:

@@ -89,7 +89,7 @@ class NetworkCalibrator(LearnedCalibrator):
 class _Prompt(nn.Module):
     def __init__(self, count: int, channels: int, height: int, width: int) -> None:
         super().__init__()
-        self.d = nn.Parameter(torch.zeros(count, channels, height, width))
+        self.d = nn.Parameter(torch.zeros(count, channels, height, width, dtype=torch.float32))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if len(self.d) == 1:
@@ -117,9 +117,9 @@ class _Network(nn.Module):
 def _convolution(inputs: int, outputs: int, generator: torch.Generator) -> nn.Conv2d:
     """3x3, with He's uniform weights for the ReLU behind it, drawn from ``generator``."""
     # Initialised as a layer is made, it would draw from the global generator.
-    layer: nn.Conv2d = torch.nn.utils.skip_init(nn.Conv2d, inputs, outputs, 3, padding=1)  # type: ignore[no-untyped-call]
+    layer: nn.Conv2d = torch.nn.utils.skip_init(nn.Conv2d, inputs, outputs, 3, padding=1, dtype=torch.float32)  # type: ignore[no-untyped-call]
     bound = math.sqrt(6 / (9 * inputs))
     with torch.no_grad():
-        layer.weight.copy_((2 * torch.rand(layer.weight.shape, generator=generator) - 1) * bound)
+        layer.weight.copy_((2 * torch.rand(layer.weight.shape, generator=generator, dtype=torch.float32) - 1) * bound)
         layer.bias.zero_()  # type: ignore[union-attr]
     return layer

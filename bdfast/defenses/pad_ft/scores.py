@@ -147,7 +147,7 @@ def _sketch(
     if hidden.shape[1] <= dims:
         return hidden
     generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(hidden.shape[1], dims, generator=generator) / max(dims, 1) ** 0.5
+    projection = torch.randn(hidden.shape[1], dims, generator=generator, dtype=torch.float32) / max(dims, 1) ** 0.5
     return torch.mm(hidden, projection.to(hidden.device))
 
 

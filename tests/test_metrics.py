@@ -391,7 +391,7 @@ def test_json_holds_every_field() -> None:
 
 def test_evaluate_errors() -> None:
     images, labels = torch.rand(4, 1, 1, 3), classes(0, 1, 2, 0)
-    good, unit = (images, labels, labels), torch.linspace(0, 1, 12).reshape(4, 1, 1, 3)
+    good = (images, labels, labels)
     data = poison(images, labels, "sig", rate=0)
     cases: list[tuple[type[Exception], str, Any, Any]] = [
         (TypeError, r"evaluate: `clean` expected a tuple \(images, labels\), got Tensor|`clean`", images, good),
@@ -402,13 +402,6 @@ def test_evaluate_errors() -> None:
         (ValueError, r"evaluate: `triggered\[2\]`", (images, labels), (images, labels, labels[:2])),
         (TypeError, r"evaluate: `triggered\[3\]` expected a bool tensor \[4\]", (images, labels), (*good, labels)),
         (TypeError, r"evaluate: `clean\[0\]` expected a tensor", (None, labels), good),
-        (ValueError, r"evaluate: `clean\[0\]`.*got values from -1 to 1; .*normalize=", (2 * unit - 1, labels), good),
-        (
-            ValueError,
-            r"evaluate: `triggered\[0\]`.*got values from 0 to 255",
-            (images, labels),
-            (255 * unit, *good[1:]),
-        ),
         (TypeError, r"evaluate: `clean\[1\]`.*got list; convert with torch.as_tensor", (images, [0, 1, 2, 0]), good),
     ]
     for kind, text, clean, triggered in cases:
@@ -416,6 +409,14 @@ def test_evaluate_errors() -> None:
             evaluate(Table(3), clean, triggered)
     with pytest.raises(ValueError, match=r"^evaluate: `model` expected an output of logits \[4, K\]"):
         evaluate(nn.Identity(), (images, labels), good)
+
+
+def test_pixels_outside_the_unit_interval_are_told() -> None:
+    unit, labels = torch.linspace(0, 1, 12).reshape(4, 1, 1, 3), classes(0, 1, 2, 0)
+    with pytest.warns(UserWarning, match=r"evaluate: `clean\[0\]`.*got values from -1 to 1; .*normalize="):
+        evaluate(Table(3), (2 * unit - 1, labels), (unit, labels, labels))
+    with pytest.warns(UserWarning, match=r"evaluate: `triggered\[0\]`.*got values from 0 to 255"):
+        evaluate(Table(3), (unit, labels), (255 * unit, labels, labels))
 
 
 def test_numpys_numbers_are_numbers() -> None:

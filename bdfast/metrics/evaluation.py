@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -47,6 +48,9 @@ def evaluate(
 
     Returns:
         :class:`Metrics`. Training flags, gradients and random state of the model are as before.
+
+    Warns:
+        UserWarning: pixels outside [0, 1], which most models are not trained on.
 
     Raises:
         TypeError, ValueError: arguments of another kind or shape than stated.
@@ -119,6 +123,9 @@ def predict(
     Returns:
         :class:`Predictions`: classes [N] int64 and finite [N] bool, on the CPU.
 
+    Warns:
+        UserWarning: pixels outside [0, 1].
+
     Raises:
         TypeError, ValueError: arguments, or a model output, of another kind or shape than stated.
 
@@ -180,9 +187,10 @@ def _check_predict(
         raise ValueError(message(where, argument, expected, describe(images), "pass a batch, channels first"))
     if images.numel() and images.is_floating_point():
         low, high = (float(bound) for bound in images.detach().aminmax())
-        if low < 0 or high > 1:  # a NaN is the model's to answer for
+        if low < 0 or high > 1:  # no error: what a model wants is the model's affair; a NaN is, too
             remedy = "divide 0..255 by 255; normalised ones: undo it, and pass normalize=(mean, std)"
-            raise ValueError(message(where, argument, expected, f"values from {low:.8g} to {high:.8g}", remedy))
+            text = message(where, argument, expected, f"values from {low:.8g} to {high:.8g}", remedy)
+            warnings.warn(text, UserWarning, stacklevel=3)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(message(where, "batch_size", "a positive integer", repr(batch_size), "pass e.g. 512"))
     scale = statistics(where, normalize)

@@ -60,11 +60,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "robust": {"preset": "robust"},
     "robust, with KL": {"preset": "robust", "content_with": "kl"},
     "paper": {"preset": "paper"},
-    "oracle": {"preset": "robust", "rank": "oracle", "content_check": False, "recover": False},
+    "oracle": {"preset": "robust", "rank": "oracle", "content_check": False},
     "confidence": {"preset": "paper", "rank": "confidence"},
-    "robust, last": {"preset": "robust", "vote": "last"},
+    "robust, majority": {"preset": "robust", "vote": "majority"},
     "robust, no check": {"preset": "robust", "content_check": False},
-    "robust, no recovery": {"preset": "robust", "recover": False},
+    "robust, no looks": {"preset": "robust", "vote": "majority", "looks": 0},
 }
 """Fields of :meth:`AdvrBDConfig.for_digits`."""
 

@@ -20,6 +20,7 @@ from bdfast.defenses.advrbd.content import (
     dealt,
     tells_classes,
 )
+from bdfast.defenses.advrbd.contrast import contrast, halves
 from bdfast.defenses.advrbd.identification import identify, misclassified_by, recovered
 from bdfast.defenses.advrbd.partition import partition, planned_rounds, random_scores, round_size, weighed
 from bdfast.defenses.advrbd.quality import auroc, split_quality
@@ -130,16 +131,52 @@ def test_half_of_the_votes_are_not_enough() -> None:
     networks = [torch.tensor([1, 1, -1]), torch.tensor([1, 0, 1])]
     assert misclassified_by(networks, labels, "majority").tolist() == [True, False, False]
     assert misclassified_by(networks, labels, "last").tolist() == [True, False, True]
+    assert misclassified_by([*networks, torch.tensor([0, 2, 2])], labels, "majority").tolist() == [True, True, True]
+    assert misclassified_by([*networks, torch.tensor([1, 2, 2])], labels, "all").tolist() == [True, False, False]
 
 
-def test_suspects_come_back_if_content_or_an_enhanced_network_seconds_the_clean_model() -> None:
-    labels = torch.zeros(5, dtype=torch.int64)
+def test_suspects_come_back_that_no_density_ratio_tells_apart() -> None:
     clean = torch.tensor([True, False, False, False, False])
-    agreed = torch.tensor([3, 0, 0, 0, 3])  # the last one is a suspect to the clean model, too
-    networks = [torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, -1, 0, 1])]  # of -1 nothing is known
-    assert recovered(clean, agreed, labels, networks).tolist() == [True, False, False, True, False]
-    content = torch.tensor([-1.0, 1.0, torch.nan, -1.0, 1.0])
-    assert recovered(clean, agreed, labels, networks, content).tolist() == [True, True, False, False, False]
+    ratios = torch.tensor([NAN, -0.1, 0.0, NAN, -3.0])
+    assert recovered(clean, ratios).tolist() == [True, True, False, False, True]
+    content = torch.tensor([-1.0, 1.0, 1.0, 1.0, NAN])
+    assert recovered(clean, ratios, content).tolist() == [True, True, False, False, False]
+
+
+# --- contrast --------------------------------------------------------------------------------------------------------
+
+
+def test_suspects_are_dealt_into_halves_anew_at_every_look() -> None:
+    suspected = torch.arange(101) % 2 == 0  # 51
+    one, other = halves(suspected, 0, 0)
+    assert (int(one.sum()), int(other.sum())) == (26, 25)
+    assert torch.equal(one | other, suspected)
+    assert not bool((one & other).any())
+    again, another, of_seed = (halves(suspected, seed, look)[0] for seed, look in ((0, 0), (0, 1), (1, 0)))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, another)
+    assert not torch.equal(one, of_seed)
+
+
+@pytest.mark.parametrize("weight", [1.0, 4.0])
+def test_the_contrast_is_least_at_the_log_density_ratio(weight: float) -> None:
+    """A feature with four values, which 1, 2, 3 and 4 of ten suspects have and 4, 3, 2 and 1 of ten clean samples."""
+    suspects, clean = torch.tensor([1, 2, 3, 4]), torch.tensor([4, 3, 2, 1])
+    x = torch.cat([torch.arange(4).repeat_interleave(n) for n in (suspects, clean)])
+    z = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    objective = contrast(AdvrBDConfig(look_weight=weight), "look").objective
+    labels = torch.ones(20, dtype=torch.int64)
+
+    def loss() -> torch.Tensor:
+        value, _ = objective(torch.stack((torch.zeros(20, dtype=torch.float64), z[x]), 1), labels, 10)
+        return value
+
+    (gradient,) = torch.autograd.grad(loss(), z)
+    assert bool((gradient.abs() > 1e-3).any())
+    with torch.no_grad():
+        z.copy_((suspects.double() / clean).log() - math.log(weight))
+    (gradient,) = torch.autograd.grad(loss(), z)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
 
 
 # --- content ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,16 +64,16 @@ class AdvrBDResult(TrainedResult):
         scores: float32 ``[N]`` of the first partition: larger is presumed cleaner; NaN could not be scored.
         content: float32 ``[N]``, content margins, above 0 where a sample looks like its class; None where unused.
         dc_indices: int64, D_c in the order of selection.
-        history: a record an epoch of every stage: ``stage`` ("warm_up", "content 0", "enhance 0", "clean", "look 0",
-            "recovered", "relabel"), ``epoch`` (counted through), ``epochs``, ``loss``, ``accuracy`` (as met in
-            training), ``lr``, ``seconds``; of an enhancement also ``dc_loss``.
+        history: a record an epoch of every stage: ``stage`` ("warm_up", "content 0", "enhance 0", "look 0.0",
+            "clean", "relabel"), ``epoch`` (counted through), ``epochs``, ``loss``, ``accuracy`` (as met in
+            training; of a look, of telling the sides apart), ``lr``, ``seconds``; of an enhancement also ``dc_loss``.
         rounds: a record a round: ``round`` (from 1), ``added``, ``dc`` (samples in D_c), ``misclassified`` (samples,
             after enhancement) and, with ground truth, ``auroc`` (of the scores of what was left), ``purity`` and
             ``leaked`` (of what was added), ``clean_as_labelled`` and ``poisoned_as_labelled`` (after enhancement).
         quality: with ground truth, how good the split is; see :func:`bdfast.defenses.advrbd.quality.split_quality`.
         nonfinite: samples that could not be scored.
         timings: seconds a stage (``setup``, ``warm_up``, ``content``, ``partition``, ``enhance``, ``identify``,
-            ``clean``, ``look``, ``recovered``, ``relabel``).
+            ``look``, ``clean``, ``relabel``).
         config: as it ran.
     """
 
@@ -171,11 +170,12 @@ def advrbd(
             order.append(added)
 
             # 3. Forget what D_c has in common with the rest.
-            run.enhance(f, in_dc, f"enhance {number}", number)
+            run.enhance(f, in_dc, number)
             predictions.append(run.predictions(f))
             records.append({**record, "dc": int(in_dc.sum()), **_prediction_truth(run, predictions[-1])})
 
-        # 4. What the enhanced network (or most of the rounds' networks) no longer classifies as labelled is clean.
+        # 4. What the enhanced network (or all of the rounds' networks) no longer classifies as labelled is clean. [O]
+        # So is what then differs from it in nothing.
         with run.watch("identify"):
             clean = identify(
                 misclassified_by(predictions, labels, config.vote), labels, in_dc, first,
@@ -183,17 +183,11 @@ def advrbd(
                 content=checked,
             )  # fmt: skip
         _check_any_clean(clean)
+        clean = _look_again(run, f, warmed_up, clean, checked)
 
         # 5. A fresh model, on the clean part.
         g = run.fresh("clean")
         run.train("clean", g, clean, epochs=config.epochs, lr=config.lr)
-        if config.recover:  # [O] it tells which suspects are clean after all
-            looks = config.looks if checked is None and not bool(clean.all()) else 0
-            run.epochs -= (config.looks - looks) * config.enhance_epochs
-            enhanced = [*predictions, *_look_again(run, f, warmed_up, clean, rounds, looks)]
-            clean = recovered(clean, run.predictions(g), labels, enhanced, checked)
-            g = run.fresh("recovered")
-            run.train("recovered", g, clean, epochs=config.epochs, lr=config.lr)
 
         # 6. The rest, as that model labels it.
         relabeled = _relabel(run, g, clean) if config.relabel and not bool(clean.all()) else None
@@ -209,13 +203,15 @@ def advrbd(
 
 
 def _look_again(
-    run: Run, model: nn.Module, warmed_up: dict[str, Tensor], clean: Tensor, number: int, looks: int
-) -> Iterator[Tensor]:
-    """Predictions of the warm-up network, enhanced anew with all of D_clean as its D_c, a look each."""
-    for look in range(looks):
-        model.load_state_dict(warmed_up)
-        run.enhance(model, clean, f"look {look}", number + look)
-        yield run.predictions(model)
+    run: Run, model: nn.Module, warmed_up: dict[str, Tensor], clean: Tensor, content: Tensor | None
+) -> Tensor:
+    """D_clean and what comes back of the suspects, by the mean of all looks."""
+    suspected, looks = ~clean, run.config.looks
+    if looks and int(suspected.sum()) < 2:  # each is judged by what another one teaches
+        run.epochs -= 2 * looks * run.config.look_epochs
+        return clean
+    ratios = [run.look(model, warmed_up, suspected, number) for number in range(looks)]
+    return recovered(clean, torch.stack(ratios).mean(0), content) if looks else clean
 
 
 def _relabel(run: Run, g: nn.Module, clean: Tensor) -> nn.Module:
@@ -237,8 +233,9 @@ def _planned_epochs(run: Run, rounds: int) -> int:
     return (
         c.warm_up_epochs
         + networks * c.content_epochs
-        + (rounds + c.recover * c.looks) * c.enhance_epochs
-        + (1 + c.recover) * c.epochs
+        + rounds * c.enhance_epochs
+        + 2 * c.looks * c.look_epochs
+        + c.epochs
         + relabel
     )
 

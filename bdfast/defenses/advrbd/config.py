@@ -14,7 +14,7 @@ from bdfast.training.options import AugmentName, check_count, check_number, chec
 
 Rank: TypeAlias = Literal["kl", "confidence", "random", "oracle", "content"]
 
-Vote: TypeAlias = Literal["last", "majority"]
+Vote: TypeAlias = Literal["last", "majority", "all"]
 
 FROM_PRESET: Any = None  # a field's value before its preset is looked up
 PRESETS: dict[str, dict[str, Any]] = {
@@ -28,7 +28,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "enhance_epochs": 4,
         "mu": 1.0,
         "vote": "last",
-        "recover": False,
         "looks": 0,
     },
     "robust": {
@@ -40,9 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "content_check": True,
         "enhance_epochs": 2,
         "mu": 1.3,
-        "vote": "majority",
-        "recover": True,
-        "looks": 1,
+        "vote": "all",
+        "looks": 2,
     },
 }
 
@@ -166,17 +164,22 @@ class AdvrBDConfig:
     # --- 4. identification -------------------------------------------------------------------------------------------
 
     vote: Vote = FROM_PRESET
-    """Whose misclassification counts: that of the "last" enhanced network [P], or of the "majority" of the T networks
-    that the rounds end with [O]: how much of the backdoor one of them still shows varies from round to round."""
-
-    recover: bool = FROM_PRESET
-    """Suspected samples come back that the clean model classifies as labelled, if content_check passes them or, where
-    content tells nothing, an enhanced network misclassifies them, and another clean model is trained with them [O]:
-    enhancement can leave a whole class suspected. No [P]."""
+    """Who has to misclassify what is clean: the "last" enhanced network [P], the "majority" or "all" [O] of the T
+    networks that the rounds end with: how much of the backdoor one of them still shows varies from round to round.
+    "all" leaves the fewest poisoned samples in D_clean, and the most clean ones for ``looks`` to bring back."""
 
     looks: int = FROM_PRESET
-    """Enhanced networks that are asked in ``recover`` besides those of the rounds [O]: the warm-up model, enhanced anew
-    with all of D_clean as its D_c and the suspects as D_u. 0 [P], 1 in "robust"."""
+    """Contrasts of the suspects with D_clean, averaged [O]: what differs from it in nothing is clean after all, if
+    content_check has nothing against it; see :mod:`bdfast.defenses.advrbd.contrast`. 0 [P]; 2 in "robust"."""
+
+    look_epochs: int = 4
+    """Epochs over D_clean of each of a look's two networks [O]; they should come to 50 steps at least."""
+
+    look_lr: float = 0.03
+    """Learning rate there, annealed along a half cosine [O]."""
+
+    look_weight: float = 4.0
+    """w, > 0: of D_clean against the suspects; more brings more of them back [O]."""
 
     keep_dc: bool = True
     """D_c is clean by construction [O]; otherwise its members have to be misclassified too, as [P] may mean."""
@@ -264,11 +267,11 @@ class AdvrBDConfig:
             raise ValueError(message(where, "content_networks", "at least 2", got, remedy))
 
     def _check_training(self, where: str) -> None:
-        for name in ("warm_up_epochs", "enhance_epochs", "epochs", "relabel_epochs"):
+        for name in ("warm_up_epochs", "enhance_epochs", "look_epochs", "epochs", "relabel_epochs"):
             check_count(where, name, getattr(self, name))
         for name in ("batch_size", "score_batch_size"):
             check_count(where, name, getattr(self, name))
-        for name in ("warm_up_lr", "enhance_lr", "lr", "relabel_lr"):
+        for name in ("warm_up_lr", "enhance_lr", "look_lr", "look_weight", "lr", "relabel_lr"):
             check_number(where, name, getattr(self, name), above=True)
         check_number(where, "mu", self.mu)
         check_one_of(where, "vote", self.vote, get_args(Vote))
@@ -280,7 +283,7 @@ class AdvrBDConfig:
             if not _is_count(getattr(self, name)):
                 got = repr(getattr(self, name))
                 raise ValueError(message(where, name, "a whole number, at least 0", got, "pass 0 for none"))
-        for name in ("recover", "keep_dc", "relabel", "deterministic"):
+        for name in ("keep_dc", "relabel", "deterministic"):
             _check_flag(where, name, getattr(self, name))
         check_one_of(where, "precision", self.precision, PRECISIONS)
         if not isinstance(self.augment, Augment):
@@ -290,13 +293,15 @@ class AdvrBDConfig:
 
     @classmethod
     def for_digits(cls, **changes: Any) -> AdvrBDConfig:
-        """20 epochs at lr 0.1 for the warm-up and the clean model, as the victims on scikit-learn's digits have.
+        """20 epochs at lr 0.1 for the warm-up and the clean model, as the victims on scikit-learn's digits have, and 25
+        for a look, since an epoch over a few hundred images is a few steps.
 
         Example:
             >>> AdvrBDConfig.for_digits(preset="robust", seed=3).epochs
             20
         """
-        return cls(**{"warm_up_epochs": 20, "epochs": 20, "lr": 0.1, "augment": "crop", **changes})
+        few = {"warm_up_epochs": 20, "look_epochs": 25, "epochs": 20, "lr": 0.1, "augment": "crop"}
+        return cls(**{**few, **changes})
 
 
 def _is_count(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""What the enhanced network tells: samples that it still classifies as labelled behave as poisoned ones do."""
+"""What the enhanced networks tell: samples that one still classifies as labelled behave as poisoned ones do."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ def misclassified_by(
     labels: Tensor,  # [N]
     vote: Vote,
 ) -> Tensor:
-    """Which samples the enhanced networks, one a round, misclassify: the last one, or most of them.
+    """Which samples the enhanced networks, one a round, misclassify: the last one, most or all of them.
 
     A prediction of -1, of logits that were not finite, is evidence of nothing and counts as right.
 
     Example:
-        >>> rounds = [torch.tensor([1, 1, 0]), torch.tensor([1, 0, -1]), torch.tensor([0, 0, 1])]
-        >>> labels = torch.tensor([0, 0, 0])
-        >>> misclassified_by(rounds, labels, "last").tolist(), misclassified_by(rounds, labels, "majority").tolist()
-        ([False, False, True], [True, False, False])
+        >>> rounds = [torch.tensor([1, 1, 0]), torch.tensor([1, 0, -1]), torch.tensor([1, 0, 1])]
+        >>> for vote in ("last", "majority", "all"):
+        ...     misclassified_by(rounds, torch.tensor([0, 0, 0]), vote).tolist()
+        [True, False, True]
+        [True, False, False]
+        [True, False, False]
     """
-    wrong = _wrong(predictions, labels)
-    return wrong[-1] if vote == "last" else 2 * wrong.sum(0) > len(predictions)
-
-
-def _wrong(predictions: list[Tensor], labels: Tensor) -> Tensor:
-    """``[T, N]`` bool."""
-    return torch.stack([(p != labels) & (p >= 0) for p in predictions])
+    wrong = torch.stack([(p != labels) & (p >= 0) for p in predictions])
+    if vote == "last":
+        return wrong[-1]
+    return wrong.all(0) if vote == "all" else 2 * wrong.sum(0) > len(predictions)
 
 
 def identify(
@@ -80,31 +79,20 @@ def identify(
 
 def recovered(
     clean: Tensor,  # [N] bool
-    predictions: Tensor,  # [N]
-    labels: Tensor,  # [N]
-    enhanced: list[Tensor],  # [N] each
+    ratios: Tensor,  # [N]
     content: Tensor | None = None,  # [N]
 ) -> Tensor:
-    """D_clean and what the clean model classifies as labelled, if somebody seconds that.
-
-    A clean model that is often wrong takes some of the poison for its target, too, and what comes back teaches the next
-    one the trigger. What seconds it is content or, where content tells nothing, one of the enhanced networks that
-    misclassifies the sample: they keep the backdoor, and most poison is as labelled to all of them.
+    """D_clean, and the suspects that differ in nothing from it.
 
     Args:
         clean: D_clean so far.
-        predictions: the clean model's.
-        labels: as given.
-        enhanced: predictions of the enhanced networks, one a round.
-        content: content margins.
+        ratios: log density ratios, of the suspects; NaN tells nothing. See :mod:`bdfast.defenses.advrbd.contrast`.
+        content: content margins; samples at or below 0, or NaN, do not come back.
 
     Example:
-        >>> clean, labels = torch.tensor([True, False, False, False]), torch.tensor([0, 0, 1, 1])
-        >>> predictions = torch.tensor([1, 0, 0, 1])
-        >>> recovered(clean, predictions, labels, [], torch.tensor([1.0, 1.0, 1.0, -1.0])).tolist()
-        [True, True, False, False]
-        >>> recovered(clean, predictions, labels, [labels, torch.tensor([0, 0, 0, 0])]).tolist()
-        [True, False, False, True]
+        >>> clean, ratios = torch.tensor([True, False, False]), torch.tensor([float("nan"), -1.4, 3.0])
+        >>> recovered(clean, ratios).tolist(), recovered(clean, ratios, torch.tensor([1.0, -1.0, 1.0])).tolist()
+        ([True, True, False], [True, False, False])
     """
-    seconded = _wrong(enhanced, labels).any(0) if content is None else content > 0
-    return clean | ((predictions == labels) & seconded)
+    back = ratios < 0
+    return clean | (back if content is None else back & (content > 0))

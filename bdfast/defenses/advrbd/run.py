@@ -23,7 +23,9 @@ from bdfast.data import as_tensors, check_labels
 from bdfast.data.source import to_floats
 from bdfast.defenses.advrbd.config import AdvrBDConfig
 from bdfast.defenses.advrbd.content import ContentView, RandomErasing, content_margins, dealt, recognised
-from bdfast.defenses.advrbd.enhancement import enhance, two_sides
+from bdfast.defenses.advrbd.contrast import contrast, halves, own_logits
+from bdfast.defenses.advrbd.enhancement import enhancement
+from bdfast.defenses.advrbd.pairs import PairTraining, train_on_pairs, two_sides
 from bdfast.defenses.advrbd.partition import random_scores, weighed
 from bdfast.defenses.ground_truth import known_truth
 from bdfast.defenses.last_layer import LastLayer
@@ -166,8 +168,28 @@ class Run:
             margins = torch.where(~seen, own.cpu(), margins)
         return margins
 
-    def enhance(self, model: nn.Module, in_dc: Tensor, stage: str, number: int) -> None:
-        """An enhancement of ``model`` itself, the ``number``-th of the run."""
+    def enhance(self, model: nn.Module, in_dc: Tensor, number: int) -> None:
+        """The ``number``-th enhancement, of ``model`` itself."""
+        training = enhancement(self.config, number, self.num_classes)
+        self._train_on_pairs(f"enhance {number}", model, ~in_dc, in_dc, training)
+
+    def look(self, model: nn.Module, weights: dict[str, Tensor], suspected: Tensor, number: int) -> Tensor:
+        """Log density ratios of the suspects, as each half of them looks to a network that knows the other; else NaN.
+
+        ``model`` starts from ``weights`` both times; see :mod:`~bdfast.defenses.advrbd.contrast`.
+        """
+        ratios = torch.full((len(self.labels),), float("nan"))
+        for number_of_half, half in enumerate(halves(suspected, self.config.seed, number)):
+            stage = f"look {number}.{number_of_half}"
+            model.load_state_dict(weights)
+            self._train_on_pairs(stage, model, suspected & ~half, ~suspected, contrast(self.config, stage))
+            with self.watch("look"):
+                ratios = torch.where(half, own_logits(self.logits(model), self.labels), ratios)
+        return ratios
+
+    def _train_on_pairs(
+        self, stage: str, model: nn.Module, suspected: Tensor, presumed: Tensor, training: PairTraining
+    ) -> None:
         before = len(self.history)
         weight = next(p for p in model.parameters() if p.is_floating_point())
         plain = model if self.normalize is None else normalized(model, *self.normalize).to(weight.device)
@@ -178,10 +200,10 @@ class Run:
             deterministic_kernels(self.config.deterministic, weight.device),
             torch.enable_grad(),
         ):
-            sides = two_sides(self.images, self.labels, in_dc, weight.detach(), self.config)
-            records = enhance(
-                model, forward, sides, self.config, number=number, num_classes=self.num_classes,
-                checkpoint=self._file(stage), finished=lambda record: self._tell(self._named(stage, record, before)),
+            sides = two_sides(self.images, self.labels, suspected, presumed, weight.detach(), self.config)
+            records = train_on_pairs(
+                model, forward, sides, training, self.config, checkpoint=self._file(stage),
+                finished=lambda record: self._tell(self._named(stage, record, before)),
             )  # fmt: skip
         self.history.extend(self._named(stage, record, before) for record in records)
 
@@ -191,7 +213,7 @@ class Run:
         place = next(p for p in network.parameters() if p.is_floating_point()).detach().flatten()[:0]
         features, logits = [], []
         network.eval()
-        with LastLayer(network, layer) as last:
+        with LastLayer(network, layer, "advrbd") as last:
             for part in self._parts():
                 hidden, output = last(to_floats(part, place))
                 features.append(hidden.flatten(1).float())

@@ -56,8 +56,13 @@ def panels(
     if result.quality is not None:
         given = result.quality["retention"]
         retention["clean ones held to be clean"] = ([float(c) for c in classes], [given[str(c)] for c in classes])
+    told_apart: list[Panel] = []
+    if result.contrast is not None and bool(result.contrast.isfinite().any()):
+        heading = "Contrast of the suspects: above 0 they have what the clean ones lack"
+        told_apart = [ClassHistograms(heading, "log density ratio", result.contrast, labels, shown, class_names)]
     return [
         ClassHistograms(title, "score", values, labels, shown, class_names),
+        *told_apart,
         Curves("Classified as labelled by the enhanced network", "round", "share of the training set", kept),
         Curves("What is left of each class", "class", "share", retention),
     ]

@@ -129,6 +129,14 @@ def test_robust_looks_twice_at_either_half_of_the_suspects() -> None:
     assert "look" in result.timings
 
 
+def test_suspects_below_0_are_clean_and_the_others_are_not() -> None:
+    result = quick(preset="robust", look_epochs=1, content_check=False)
+    assert result.contrast is not None
+    assert result.poisoned_indices.tolist() == (result.contrast >= 0).nonzero().flatten().tolist()
+    assert 0 < int(result.contrast.isfinite().sum()) < 90
+    assert quick().contrast is None
+
+
 def test_nothing_is_contrasted_where_nothing_is_suspected() -> None:
     result = quick(preset="robust", content_check=False, min_per_class=1000)
     assert [record["stage"] for record in result.history][-3:] == ["enhance 1", "clean", "clean"]

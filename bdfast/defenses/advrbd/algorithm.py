@@ -63,6 +63,8 @@ class AdvrBDResult(TrainedResult):
         clean_indices, poisoned_indices: int64, sorted: D_clean and D_p.
         scores: float32 ``[N]`` of the first partition: larger is presumed cleaner; NaN could not be scored.
         content: float32 ``[N]``, content margins, above 0 where a sample looks like its class; None where unused.
+        contrast: float32 ``[N]``, log density ratios of the samples that were suspected before the looks, NaN of all
+            others: above 0 a sample has what D_clean lacks. None without ``looks``.
         dc_indices: int64, D_c in the order of selection.
         history: a record an epoch of every stage: ``stage`` ("warm_up", "content 0", "enhance 0", "look 0.0",
             "clean", "relabel"), ``epoch`` (counted through), ``epochs``, ``loss``, ``accuracy`` (as met in
@@ -83,6 +85,7 @@ class AdvrBDResult(TrainedResult):
     poisoned_indices: Tensor = field(repr=False)
     scores: Tensor = field(repr=False)
     content: Tensor | None = field(repr=False)
+    contrast: Tensor | None = field(repr=False)
     dc_indices: Tensor = field(repr=False)
     rounds: list[Record]
     quality: dict[str, Any] | None
@@ -91,7 +94,7 @@ class AdvrBDResult(TrainedResult):
     def to_json(self) -> str:
         """Everything but the models and the scores, as one JSON object; numbers that are not finite become null."""
         tensors = {n: getattr(self, n).tolist() for n in ("clean_indices", "poisoned_indices", "dc_indices")}
-        hidden = ("model", "relabeled_model", "scores", "content", *tensors)
+        hidden = ("model", "relabeled_model", "scores", "content", "contrast", *tensors)
         values = {name: value for name, value in vars(self).items() if name not in hidden}
         return json.dumps(plain({**values, **tensors}), allow_nan=False)
 
@@ -183,7 +186,8 @@ def advrbd(
                 content=checked,
             )  # fmt: skip
         _check_any_clean(clean)
-        clean = _look_again(run, f, warmed_up, clean, checked)
+        contrast = _look_again(run, f, warmed_up, ~clean) if config.looks else None
+        clean = clean if contrast is None else recovered(clean, contrast, checked)
 
         # 5. A fresh model, on the clean part.
         g = run.fresh("clean")
@@ -197,21 +201,18 @@ def advrbd(
     return AdvrBDResult(
         g.eval(), run.history, run.watch.seconds, config, relabeled and relabeled.eval(),
         clean_indices=clean.nonzero().flatten(), poisoned_indices=(~clean).nonzero().flatten(), scores=first,
-        content=content, dc_indices=torch.cat(order), rounds=records, quality=quality,
+        content=content, contrast=contrast, dc_indices=torch.cat(order), rounds=records, quality=quality,
         nonfinite=int(first.isnan().sum()),
     )  # fmt: skip
 
 
-def _look_again(
-    run: Run, model: nn.Module, warmed_up: dict[str, Tensor], clean: Tensor, content: Tensor | None
-) -> Tensor:
-    """D_clean and what comes back of the suspects, by the mean of all looks."""
-    suspected, looks = ~clean, run.config.looks
-    if looks and int(suspected.sum()) < 2:  # each is judged by what another one teaches
-        run.epochs -= 2 * looks * run.config.look_epochs
-        return clean
-    ratios = [run.look(model, warmed_up, suspected, number) for number in range(looks)]
-    return recovered(clean, torch.stack(ratios).mean(0), content) if looks else clean
+def _look_again(run: Run, model: nn.Module, warmed_up: dict[str, Tensor], suspected: Tensor) -> Tensor:
+    """Log density ratios of the suspects, the mean of all looks; NaN of all others."""
+    if int(suspected.sum()) < 2:  # each is judged by what another one teaches
+        run.epochs -= 2 * run.config.looks * run.config.look_epochs
+        return torch.full(suspected.shape, float("nan"))
+    looks = range(run.config.looks)
+    return torch.stack([run.look(model, warmed_up, suspected, number) for number in looks]).mean(0)
 
 
 def _relabel(run: Run, g: nn.Module, clean: Tensor) -> nn.Module:

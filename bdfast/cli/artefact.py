@@ -19,10 +19,10 @@ from bdfast.cli.command import DONE, FAILED, FINDING
 from bdfast.errors import message, printable
 from bdfast.integrations.backdoorbench.converted import MANIFEST, sha256
 from bdfast.integrations.backdoorbench.record import ATTACK_RESULT, is_record, read_record
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError, read_artefact
 from bdfast.integrations.backdoorbench.stored import KEYS, Fields, StoredRecord, StoredSet
 from bdfast.integrations.backdoorbench.weights import build_network
 from bdfast.runtime.checkpoints import load_state
+from bdfast.untrusted import ArtefactError, read_artefact
 
 WHERE = "bdfast doctor"
 NO_FINDING = "no finding; this says how the file is made, not whether its model carries a backdoor"

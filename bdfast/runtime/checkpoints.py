@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from bdfast.errors import message, optional_import
 from bdfast.files import atomic_write
+from bdfast.untrusted.restricted.container import members_of
+from bdfast.untrusted.restricted.refused import Refused
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net")  # where training scripts put weights among other things
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -241,10 +243,6 @@ def _check_torch(path: Path, file: IO[bytes]) -> None:
 
 def _check_zip(path: Path, data: mmap.mmap) -> tuple[int, int]:
     """First byte and length of the pickle in a zip that all readers understand alike, and that is not compressed."""
-    # Imported here, because the package of this module imports the one that we are in.
-    from bdfast.integrations.backdoorbench.restricted.container import members_of
-    from bdfast.integrations.backdoorbench.restricted.refused import Refused
-
     try:
         found = members_of(data)
     except Refused as error:

@@ -38,7 +38,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    from tests.integrations.hostile import Gadget
+    from tests.untrusted.hostile import Gadget
 
     torch.save({"model": Gadget(Path.touch, tmp_path / "canary")}, tmp_path / "bad.pt")
     return tmp_path / "bad.pt"

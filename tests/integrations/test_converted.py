@@ -104,7 +104,7 @@ def test_unsafe_pickle_needs_the_hash(record_in_memory: Path, attack: Attack, tm
 
 
 def test_unsafe_pickle_runs_what_the_user_vouches_for(tmp_path: Path) -> None:
-    from tests.integrations.hostile import Gadget
+    from tests.untrusted.hostile import Gadget
 
     torch.save({"model": {"a": torch.ones(1)}, "x": Gadget(Path.touch, tmp_path / "canary")}, tmp_path / "x.pt")
     with pytest.raises(ArtefactError, match="may run code"):

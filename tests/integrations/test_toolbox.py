@@ -21,7 +21,7 @@ from bdfast.integrations.backdoorbench.toolbox import (
     save_poison_set,
 )
 from tests.integrations.conftest import Attack
-from tests.integrations.hostile import Gadget
+from tests.untrusted.hostile import Gadget
 
 NAMES = {
     "ISSBA": "ISSBA_0.020_poison_seed=0",

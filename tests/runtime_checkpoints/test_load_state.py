@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bdfast import models
 from bdfast.runtime.checkpoints import load_into, load_state, save_state
-from tests.integrations import hostile
+from tests.untrusted import hostile
 
 STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.5, -2.0]), "a.n": torch.tensor(7)}
 

@@ -37,9 +37,9 @@ from bdfast.integrations.backdoorbench.accelerated import (
 from bdfast.integrations.backdoorbench.convert import convert
 from bdfast.integrations.backdoorbench.metrics_file import read_metrics, write_metrics
 from bdfast.integrations.backdoorbench.record import Record, is_record, load_record, read_record
-from bdfast.integrations.backdoorbench.sandbox import Artefact, ArtefactError, Limits, RawImage, read_artefact
 from bdfast.integrations.backdoorbench.stored import StoredRecord, StoredSet
 from bdfast.integrations.backdoorbench.writing import save_record, write_defense_result, write_record
+from bdfast.untrusted import Artefact, ArtefactError, Limits, RawImage, read_artefact
 
 __all__ = [
     "AT",

@@ -17,10 +17,10 @@ from torch import Tensor
 from bdfast.errors import message, printable
 from bdfast.integrations.backdoorbench.converted import MODEL, sha256, write_converted
 from bdfast.integrations.backdoorbench.record import ATTACK_RESULT
-from bdfast.integrations.backdoorbench.sandbox import Artefact, Limits, RawImage, read_artefact
 from bdfast.integrations.backdoorbench.stored import KEYS, Fields, StoredRecord, parse_record, parse_state
 from bdfast.integrations.backdoorbench.weights import build_network, without_module
 from bdfast.runtime.checkpoints import WRAPPERS, save_state
+from bdfast.untrusted import Artefact, Limits, RawImage, read_artefact
 
 WHERE = "convert"
 

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from bdfast.errors import LabelRangeError, message
 from bdfast.files import atomic_write
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError, Limits
 from bdfast.integrations.backdoorbench.stored import (
     MAX_CLASSES,
     MAX_SAMPLES,
@@ -34,6 +33,7 @@ from bdfast.integrations.backdoorbench.stored import (
     parse_state,
 )
 from bdfast.runtime.checkpoints import load_state, save_state
+from bdfast.untrusted import ArtefactError, Limits
 
 FORMAT = "bdfast.backdoorbench/1"
 MANIFEST, MODEL, IMAGES = "manifest.json", "model.safetensors", "images.bin"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bdfast.data.decode import MAX_SET_BYTES, pil_to_chw
 from bdfast.errors import optional_import
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError, RawImage
+from bdfast.untrusted import ArtefactError, RawImage
 
 __all__ = ["MAX_SET_BYTES", "MAX_SIDE", "Picture", "decode"]
 

@@ -15,10 +15,10 @@ from bdfast.attacks import Attack, PoisonedData, Relabel, Rows, TriggeredData
 from bdfast.data import check_labels, normalization
 from bdfast.errors import message
 from bdfast.integrations.backdoorbench.converted import MANIFEST, read_converted
-from bdfast.integrations.backdoorbench.sandbox import Limits, read_artefact
 from bdfast.integrations.backdoorbench.stored import Fields, StoredRecord, StoredSet, parse_record
 from bdfast.integrations.backdoorbench.weights import architecture, build_network
 from bdfast.nn.normalize import normalized
+from bdfast.untrusted import Limits, read_artefact
 
 ATTACK_RESULT = "attack_result.pt"
 WHERE = "load_record"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bdfast.errors import LabelRangeError, message, printable
 from bdfast.integrations.backdoorbench.pictures import MAX_SET_BYTES, MAX_SIDE, Picture, decode
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError
+from bdfast.untrusted import ArtefactError
 
 KEYS = ("model_name", "num_classes", "model", "data_path", "img_size", "clean_data", "bd_train", "bd_test")
 SET_KEYS = (

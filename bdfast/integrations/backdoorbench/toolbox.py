@@ -23,9 +23,9 @@ from bdfast.attacks.checks import check_images
 from bdfast.data.decode import decode_all
 from bdfast.errors import message
 from bdfast.integrations.backdoorbench.record import RecordedAttack
-from bdfast.integrations.backdoorbench.sandbox import ArtefactError, Limits, read_artefact
 from bdfast.integrations.backdoorbench.stored import MAX_CLASSES, MAX_SAMPLES, Fields
 from bdfast.integrations.backdoorbench.torch_save import torch_save
+from bdfast.untrusted import ArtefactError, Limits, read_artefact
 
 WITH_ALPHA = ("basic", "blend", "clean_label", "adaptive_blend")  # their names tell alpha and the trigger's file
 WITH_COVER = ("TaCT", "WaNet", "adaptive_blend", "adaptive_k_way", "adaptive_patch")

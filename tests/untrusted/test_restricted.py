@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bdfast.integrations.backdoorbench import ArtefactError, Limits, RawImage, read_artefact
-from bdfast.integrations.backdoorbench.restricted import child
-from bdfast.integrations.backdoorbench.restricted.container import read
-from bdfast.integrations.backdoorbench.restricted.refused import Refused
 from bdfast.integrations.backdoorbench.torch_save import torch_save
-from tests.integrations.hostile import CASES, PROTO, array, name, pt, saved, storage, tensor, text
+from bdfast.untrusted.restricted import child
+from bdfast.untrusted.restricted.container import read
+from bdfast.untrusted.restricted.refused import Refused
+from tests.untrusted.hostile import CASES, PROTO, array, name, pt, saved, storage, tensor, text
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Files of ``torch.save`` from strangers: read by a process of its own, and checked again here.
 
 A pickle is a program. The file is interpreted, never unpickled, by a Python that imports neither torch nor bdfast, with
-no input, no environment and bounds on memory, time and output (:mod:`bdfast.integrations.backdoorbench.restricted`).
+no input, no environment and bounds on memory, time and output (:mod:`bdfast.untrusted.restricted`).
 It leaves a description in JSON and raw bytes; this module turns them into plain values, arrays and tensors. There is no
 other way to read such a file here, and no fallback.
 """
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bdfast.errors import message, printable
-from bdfast.integrations.backdoorbench.restricted.refused import SYSTEM, Kind
+from bdfast.untrusted.restricted.refused import SYSTEM, Kind
 
 T = TypeVar("T")
 

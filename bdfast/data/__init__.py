@@ -25,7 +25,8 @@ from pathlib import Path
 
 from bdfast.data.archive import Archive
 from bdfast.data.calibrated import CalibratedSet, calibrated_folder, load_calibrated, save_calibrated
-from bdfast.data.cifar_binary import find_cifar_binary, read_cifar_binary, refuse_cifar_pickles
+from bdfast.data.cifar_binary import find_cifar_binary, read_cifar_binary
+from bdfast.data.cifar_python import find_cifar_python, read_cifar_python
 from bdfast.data.dataset import as_tensors, check_labels, read_dataset
 from bdfast.data.digits import read_digits
 from bdfast.data.families import FAMILIES, Family, auxiliary, auxiliary_split, shift
@@ -78,8 +79,9 @@ def load(
             - ``"digits"``: scikit-learn's bundled 8x8 digits, 1,400 training and 397 test images drawn by ``seed``;
             - ``"cifar10"``: CIFAR-10 in the file or folder that the environment variable ``BDFAST_DATA`` names;
             - a path: an ``.npz`` of JPEG files (:mod:`bdfast.data.jpeg_npz`) or of arrays (:mod:`bdfast.data.npz`), a
-              folder of images (:mod:`bdfast.data.image_folder`) or of CIFAR's binary files
-              (:mod:`bdfast.data.cifar_binary`);
+              folder of images (:mod:`bdfast.data.image_folder`), of CIFAR's binary files
+              (:mod:`bdfast.data.cifar_binary`) or of its Python files, which torchvision downloads
+              (:mod:`bdfast.data.cifar_python`: interpreted in a process of its own, never unpickled);
             - a map-style data set (torchvision's, for one), or anything else that :func:`as_tensors` takes, or a pair
               ``(train, test)`` of them.
 
@@ -99,7 +101,7 @@ def load(
 
     Raises:
         FileNotFoundError: nothing lies at the path, or ``BDFAST_DATA`` is not set.
-        ValueError: damaged or contradictory files; pickled CIFAR, since opening a pickle can run code.
+        ValueError: damaged or contradictory files; a pickle that refers to code.
         LabelRangeError: a label that is no class.
         MissingExtraError: scikit-learn (digits) or Pillow (JPEG, PNG) is not installed.
 
@@ -161,7 +163,9 @@ def _read_path(path: Path, options: ReadOptions) -> DataSplits:
         binary = find_cifar_binary(path)
         if binary is not None:
             return read_cifar_binary(binary, options)
-        refuse_cifar_pickles(path)
+        pickled = find_cifar_python(path)
+        if pickled is not None:
+            return read_cifar_python(pickled, options)
         path = unpacked(path)
         if is_image_folder(path):
             return read_image_folder(path, options)
@@ -171,7 +175,7 @@ def _read_path(path: Path, options: ReadOptions) -> DataSplits:
                 message(
                     "load",
                     str(path),
-                    "a folder of images, of CIFAR's .bin files or of one .npz",
+                    "a folder of images, of CIFAR's own files or of one .npz",
                     f"{len(archives)} .npz files and none of the others",
                     "pass the file itself",
                 )

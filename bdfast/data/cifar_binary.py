@@ -26,24 +26,9 @@ CIFAR10_FOLDER, CIFAR100_FOLDER = "cifar-10-batches-bin", "cifar-100-binary"
 def find_cifar_binary(folder: Path) -> Path | None:
     """The folder of binary files: ``folder`` itself or the sub-folder that the authors' archive unpacks to."""
     for place in (folder, folder / CIFAR10_FOLDER, folder / CIFAR100_FOLDER):
-        if _batches(place) or (place / "train.bin").is_file():
+        if batches_of(place, ".bin") or (place / "train.bin").is_file():
             return place
     return None
-
-
-def refuse_cifar_pickles(folder: Path) -> None:
-    """Raise ValueError if ``folder`` holds the Python version of CIFAR, which is a set of pickles."""
-    for place in (folder, folder / "cifar-10-batches-py", folder / "cifar-100-python"):
-        if (place / "data_batch_1").is_file() or ((place / "train").is_file() and (place / "meta").is_file()):
-            raise ValueError(
-                message(
-                    "load",
-                    str(place),
-                    "CIFAR's binary version",
-                    "its Python version, whose files are pickles: opening one can run any code",
-                    "download and unpack the binary version, cifar-10-binary.tar.gz or cifar-100-binary.tar.gz",
-                )
-            )
 
 
 def read_cifar_binary(folder: Path, options: ReadOptions) -> DataSplits:
@@ -54,26 +39,13 @@ def read_cifar_binary(folder: Path, options: ReadOptions) -> DataSplits:
         ValueError: a file is no whole number of records.
         LabelRangeError: a label byte that is no class.
     """
-    batches = _batches(folder)
+    batches = batches_of(folder, ".bin")
     if batches:
         train, test, names, label_bytes, num_classes = batches, "test_batch.bin", "batches.meta.txt", 1, 10
-        expected = [folder / f"data_batch_{number}.bin" for number in range(1, len(batches) + 1)]
-        missing = next((path for path in expected if path not in batches), None)
     else:
-        train, test, names, label_bytes, num_classes = (
-            [folder / "train.bin"],
-            "test.bin",
-            "fine_label_names.txt",
-            2,
-            100,
-        )
-        missing = None
-    if missing is None and not (folder / test).is_file():
-        missing = folder / test
-    if missing is not None:
-        raise FileNotFoundError(
-            message("load", str(missing), "all files of the binary version", "no such file", "unpack the archive again")
-        )
+        train, test, names = [folder / "train.bin"], "test.bin", "fine_label_names.txt"
+        label_bytes, num_classes = 2, 100
+    check_complete(folder, ".bin", len(batches), test, "binary")
     class_names = _class_names(folder / names, num_classes)
     return DataSplits(
         _read_split(train, label_bytes, num_classes, options.limit[0], options.image_size),
@@ -82,12 +54,20 @@ def read_cifar_binary(folder: Path, options: ReadOptions) -> DataSplits:
     )
 
 
-def _batches(folder: Path) -> list[Path]:
-    """``data_batch_1.bin``, ``data_batch_2.bin``, ... in the order of their numbers."""
-    numbered = (
-        (re.fullmatch(r"data_batch_(\d{1,4})\.bin", path.name), path) for path in folder.glob("data_batch_*.bin")
-    )
+def batches_of(folder: Path, suffix: str) -> list[Path]:
+    """``data_batch_1<suffix>``, ``data_batch_2<suffix>``, ... in the order of their numbers."""
+    pattern = re.compile(rf"data_batch_(\d{{1,4}}){re.escape(suffix)}")
+    numbered = ((pattern.fullmatch(path.name), path) for path in folder.glob(f"data_batch_*{suffix}"))
     return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
+
+
+def check_complete(folder: Path, suffix: str, batches: int, test: str, version: str) -> None:
+    """Raise FileNotFoundError unless batches 1 to ``batches`` and the test file are there."""
+    names = [*(f"data_batch_{number}{suffix}" for number in range(1, batches + 1)), test]
+    missing = next((folder / name for name in names if not (folder / name).is_file()), None)
+    if missing is not None:
+        expected = f"all files of the {version} version"
+        raise FileNotFoundError(message("load", str(missing), expected, "no such file", "unpack the archive again"))
 
 
 def _read_split(

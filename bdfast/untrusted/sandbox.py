@@ -1,4 +1,4 @@
-"""Files of ``torch.save`` from strangers: read by a process of its own, and checked again here.
+"""Files of ``torch.save`` and ``pickle.dump`` from strangers: read by a process of its own, and checked again here.
 
 A pickle is a program. The file is interpreted, never unpickled, by a Python that imports neither torch nor bdfast, with
 no input, no environment and bounds on memory, time and output (:mod:`bdfast.untrusted.restricted`).
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bdfast.errors import message, printable
-from bdfast.untrusted.restricted.refused import SYSTEM, Kind
+from bdfast.untrusted.restricted.refused import SYSTEM, Form, Kind
 
 T = TypeVar("T")
 
@@ -33,6 +33,7 @@ _HERE = str(Path(__file__).parent)
 # The folder goes last: nothing in it may stand in for a module of the standard library.
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from restricted.child import main; sys.exit(main(sys.argv[1:]))"
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_WRITERS: dict[Form, str] = {"torch.save": "torch.save", "pickle": "pickle.dump"}
 _KINDS = ("code", "damaged", "limit", "unsupported")
 
 
@@ -84,7 +85,7 @@ class Artefact:
     """What a file held.
 
     Attributes:
-        kind: "zip" or "legacy", the two forms of torch.save.
+        kind: "zip" or "legacy", the two forms of torch.save, or "pickle".
         value: of dicts, lists, tuples, plain values, numpy arrays, tensors on the CPU and :class:`RawImage`.
     """
 
@@ -93,14 +94,19 @@ class Artefact:
 
 
 def read_artefact(
-    path: str | os.PathLike[str], *, where: str = "read_artefact", limits: Limits | None = None
+    path: str | os.PathLike[str],
+    *,
+    where: str = "read_artefact",
+    limits: Limits | None = None,
+    form: Form = "torch.save",
 ) -> Artefact:
-    """What a file of ``torch.save`` holds, without running anything in it.
+    """What a file of ``torch.save`` holds, or one of ``pickle.dump``, without running anything in it.
 
     Args:
         path: the file.
         where: opens the messages.
         limits: what it may take.
+        form: "torch.save", or "pickle" for one pickle alone; texts of Python 2 come as ``encoding="latin1"`` has them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -117,19 +123,19 @@ def read_artefact(
     path, limits = Path(path), limits or Limits()
     if not path.is_file():
         got = "a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(message(where, str(path), "a file of torch.save", got, "check the path"))
+        raise FileNotFoundError(message(where, str(path), f"a file of {_WRITERS[form]}", got, "check the path"))
     with path.open("rb"), tempfile.TemporaryDirectory(prefix="bdfast-read-") as out:  # if we may read it, so may it
-        _run(path, Path(out), where, limits)
+        _run(path, Path(out), where, limits, form)
         return _rebuild(path, Path(out), where)
 
 
-def _run(path: Path, out: Path, where: str, limits: Limits) -> None:
+def _run(path: Path, out: Path, where: str, limits: Limits, form: Form) -> None:
     """Start the reader and wait for it."""
     bounds = {**asdict(limits), "memory": limits.memory + path.stat().st_size}
-    command = [sys.executable, "-I", "-S", "-c", _START, _HERE, str(path.resolve()), str(out), json.dumps(bounds)]
+    reader = [sys.executable, "-I", "-S", "-c", _START, _HERE]
     try:
         done = subprocess.run(
-            command,
+            [*reader, str(path.resolve()), str(out), json.dumps(bounds), form],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

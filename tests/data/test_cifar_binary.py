@@ -1,4 +1,4 @@
-"""CIFAR's own files: record layout, missing and truncated files, and the refusal of pickles."""
+"""CIFAR's own files: record layout, missing and truncated files."""
 
 from __future__ import annotations
 
@@ -95,14 +95,3 @@ def test_wrong_number_of_class_names(cifar10: Path) -> None:
     (cifar10 / "batches.meta.txt").write_text("one\n")
     with pytest.raises(ValueError, match=r"batches.meta.txt` expected 10 class names, got 1"):
         bdfast.data.load(cifar10)
-
-
-@pytest.mark.parametrize("files", [["data_batch_1", "test_batch"], ["train", "test", "meta"]])
-@pytest.mark.parametrize("name", ["cifar-10-batches-py", "cifar-100-python", "."])
-def test_pickles_are_refused_with_the_reason_and_the_remedy(tmp_path: Path, files: list[str], name: str) -> None:
-    folder = tmp_path / name
-    folder.mkdir(exist_ok=True)
-    for file in files:
-        (folder / file).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ValueError, match=r"pickles: opening one can run any code; download .* cifar-10-binary.tar.gz"):
-        bdfast.data.load(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,10 @@ def test_the_wheel_imports_in_a_fresh_environment_from_another_folder(dist: Path
     for path in (package, module):
         assert Path(path).is_relative_to(tmp_path / "env")
     assert built == version
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"labels": [1]}, protocol=2))
+    code = "from bdfast.untrusted import read_artefact as read; print(read('x.pkl', form='pickle').value)"
+    result = subprocess.run([str(python), "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.stdout == "{'labels': [1]}\n", result.stderr  # the process that reads starts from the wheel, too
     record = json.loads(info)
     assert record["cpu"][0] == "baseline"
     assert record["cuda_architectures"] == []

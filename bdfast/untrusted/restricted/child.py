@@ -1,6 +1,6 @@
 """The process that reads: limits first, then the file, then a description in the folder it was given.
 
-Started as ``python -I -S -c ... FOLDER FILE OUT LIMITS`` with no input and no environment; what it says goes to
+Started as ``python -I -S -c ... FOLDER FILE OUT LIMITS FORM`` with no input and no environment; what it says goes to
 ``OUT/description.json`` and ``OUT/blob.bin``.
 """
 
@@ -13,7 +13,7 @@ import stat
 import sys
 from typing import Any
 
-from .container import read
+from .container import read, read_pickle
 from .describe import Describer
 from .refused import SYSTEM, Refused
 
@@ -26,11 +26,11 @@ _FORBIDDEN = (
 
 def main(arguments: list[str]) -> int:
     """Read one file; 0 if a description or a refusal was written, :data:`SYSTEM` + errno if the system let neither."""
-    file, out, limits = arguments[0], arguments[1], json.loads(arguments[2])
+    file, out, limits, form = arguments[0], arguments[1], json.loads(arguments[2]), arguments[3]
     try:
         try:
             confine(limits)
-            answer = describe(file, out, limits)
+            answer = describe(file, out, limits, form)
         except Refused as refused:
             reasons = (refused.kind, refused.field, refused.expected, refused.got, refused.remedy)
             answer = {"refused": [reason[:400] for reason in reasons]}
@@ -74,8 +74,8 @@ def _watch(event: str, _: Any) -> None:
         os._exit(3)
 
 
-def describe(file: str, out: str, limits: dict[str, int]) -> dict[str, Any]:
-    """The description of ``file``; raw bytes go to the blob."""
+def describe(file: str, out: str, limits: dict[str, int], form: str) -> dict[str, Any]:
+    """The description of ``file``, which is of a :data:`Form`; raw bytes go to the blob."""
     with open(file, "rb") as stream, open(os.path.join(out, "blob.bin"), "wb") as blob:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= limits["file"]:
@@ -87,5 +87,5 @@ def describe(file: str, out: str, limits: dict[str, int]) -> dict[str, Any]:
                 "raise the limit if you know it",
             )
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            contents = read(data, limits["pickle"])
+            contents = (read_pickle if form == "pickle" else read)(data, limits["pickle"])
             return Describer(data, contents, blob, limits["blob"], limits["values"]).describe()

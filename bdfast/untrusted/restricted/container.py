@@ -1,5 +1,7 @@
 """The parts of a file of ``torch.save``: a zip archive since torch 1.6, before that a run of pickles and raw storages.
 
+And a file of ``pickle.dump``: one pickle, and nothing behind it.
+
 The zip is read by the strict few lines below and not by a library: readers differ in what they make of duplicate names,
 overlapping members or bytes behind the end, and a file that two readers understand differently can hide anything.
 """
@@ -23,6 +25,7 @@ _END64 = b"PK\x06\x06"
 _LOCATOR64 = b"PK\x06\x07"
 _CENTRAL = b"PK\x01\x02"
 _LOCAL = b"PK\x03\x04"
+_PROTOCOLS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _NAME = re.compile(r"[ -.0-\[\]-~]+(/[\w.+\-]+)+\Z", re.ASCII)  # the folder is called as the file was: a=1, b (2)
 
 
@@ -30,7 +33,7 @@ class Contents:
     """What a file holds, not yet checked against each other.
 
     Attributes:
-        kind: "zip" or "legacy".
+        kind: "zip", "legacy" or "pickle".
         value: what was saved, of plain values and :mod:`.inert` objects.
         storages: key -> (first byte, number of bytes) in the file.
     """
@@ -40,12 +43,25 @@ class Contents:
 
 
 def read(data: Any, max_pickle: int) -> Contents:
-    """Read a file that lies in ``data`` (bytes or a map of a file)."""
+    """Read a file of torch.save that lies in ``data`` (bytes or a map of a file)."""
     if data[:4] == _LOCAL:
         return _read_zip(data, max_pickle)
-    if data[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    if data[:2] in _PROTOCOLS:
         return _read_legacy(data, max_pickle)
     raise Refused("unsupported", "first bytes", "a file of torch.save", quote(bytes(data[:8])), "check what it is")
+
+
+def read_pickle(data: Any, max_pickle: int) -> Contents:
+    """Read a file of pickle.dump that lies in ``data``, of Python 2 or 3."""
+    if data[:2] not in _PROTOCOLS:
+        expected, got = "a pickle of protocol 2 to 5", quote(bytes(data[:8]))
+        raise Refused("unsupported", "first bytes", expected, got, "check what it is")
+    _check_pickle(len(data), max_pickle, "the file")
+    machine = Machine(data, 0, len(data), "the pickle", python2=True)
+    value = machine.run()
+    if machine.at != len(data):
+        raise damaged("end of the file", "one pickle", f"{len(data) - machine.at} bytes behind it")
+    return Contents("pickle", value, {})
 
 
 # --- zip ------------------------------------------------------------------------------------------------------------
@@ -222,9 +238,9 @@ def _slice(data: Any, where: tuple[int, int], limit: int) -> bytes:
     return bytes(data[where[0] : where[0] + min(where[1], limit)])
 
 
-def _check_pickle(size: int, limit: int) -> None:
+def _check_pickle(size: int, limit: int, part: str = "data.pkl") -> None:
     if size > limit:
-        raise Refused("limit", "data.pkl", f"at most {limit} bytes", str(size), "raise the limit if you know the file")
+        raise Refused("limit", part, f"at most {limit} bytes", str(size), "raise the limit if you know the file")
 
 
 # --- legacy ---------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class Tensor:
 def wrong(path: str, args: object) -> Refused:
     """Arguments that such an object is never saved with."""
     return Refused(
-        "damaged", path, "the arguments that torch.save writes", quote(args), "save plain arrays, tensors and numbers"
+        "damaged", path, "the arguments that it is saved with", quote(args), "save plain arrays, tensors and numbers"
     )
 
 
@@ -246,6 +246,8 @@ def set_state(target: object, state: Any, where: str) -> None:
 def _set_array(array: Array, state: Any) -> None:
     check(isinstance(state, tuple) and len(state) == 5, "numpy array", type(state).__name__)
     _, shape, dtype, fortran, data = state
+    if isinstance(data, str):  # of Python 2: see Machine
+        data = _encode((data, "latin1"))
     check(wholes(shape) and isinstance(dtype, Dtype) and isinstance(data, bytes), "numpy array", shape)
     check(isinstance(fortran, bool), "numpy array", fortran)
     array.dtype, array.shape, array.fortran, array.data = dtype, shape, fortran, data

@@ -1,4 +1,4 @@
-"""The pickle machine, for the opcodes that torch.save writes.
+"""The pickle machine, for the opcodes that torch.save and numpy's arrays are written with.
 
 A stack, a memo, marks. Objects are made by :mod:`.inert` alone. Every length is compared with what is left of the file
 before it is used; there is no recursion, whatever the file nests.
@@ -30,7 +30,7 @@ _CODE = {
 }
 _FOREIGN = {
     **{ord(letter): "a line of text" for letter in _TEXT},
-    ord("T"): "BINSTRING", ord("U"): "SHORT_BINSTRING",
+    ord("T"): "a text of Python 2", ord("U"): "a text of Python 2",
     0x8F: "EMPTY_SET", 0x90: "ADDITEMS", 0x91: "FROZENSET", 0x97: "NEXT_BUFFER", 0x98: "READONLY_BUFFER",
 }  # fmt: skip
 
@@ -44,12 +44,21 @@ class Machine:
         end: one past the last byte that it may take.
         part: what messages call it.
         persistent: makes an object of a persistent id.
+        python2: read texts of Python 2, which may hold bytes: a letter for each, as ``encoding="latin1"`` has it.
     """
 
     def __init__(
-        self, data: Any, start: int, end: int, part: str, persistent: Callable[[Any, str], Any] | None = None
+        self,
+        data: Any,
+        start: int,
+        end: int,
+        part: str,
+        persistent: Callable[[Any, str], Any] | None = None,
+        *,
+        python2: bool = False,
     ) -> None:
         self.data, self.at, self.end, self.part, self.persistent = data, start, end, part, persistent
+        self.actions = {**_ACTIONS, **_PYTHON2} if python2 else _ACTIONS
         self.start = start
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -63,7 +72,7 @@ class Machine:
                 if self.marks:
                     raise self.fault("a closed mark at the end", f"{len(self.marks)} open ones")
                 return self.pop()
-            action = _ACTIONS.get(opcode)
+            action = self.actions.get(opcode)
             if action is None:
                 raise self.refuse(opcode)
             action(self)
@@ -85,9 +94,8 @@ class Machine:
             remedy = "do not open this file with pickle or torch.load; save plain values instead"
             return Refused("code", self.where, "plain values", f"{_CODE[opcode]}, which calls what it names", remedy)
         if opcode in _FOREIGN:
-            return Refused(
-                "unsupported", self.where, "what torch.save writes", _FOREIGN[opcode], "save plain values with torch"
-            )
+            expected = "what plain values are written with in protocols 2 to 5"
+            return Refused("unsupported", self.where, expected, _FOREIGN[opcode], "save plain values again")
         return self.fault("an opcode of pickle", f"{opcode:#04x}")
 
     def take(self, count: int) -> bytes:
@@ -267,4 +275,8 @@ _ACTIONS: dict[int, Callable[[Machine], None]] = {
     0x94: lambda m: m.remember(len(m.memo)),
     ord("h"): lambda m: m.recall(m.number(1)),
     ord("j"): lambda m: m.recall(m.number(4)),
+}
+_PYTHON2: dict[int, Callable[[Machine], None]] = {
+    ord("T"): lambda m: m.push(m.take(m.number(4)).decode("latin-1")),
+    ord("U"): lambda m: m.push(m.take(m.number(1)).decode("latin-1")),
 }

@@ -6,6 +6,8 @@ from typing import Literal
 
 Kind = Literal["code", "damaged", "limit", "unsupported"]
 
+Form = Literal["torch.save", "pickle"]
+
 SYSTEM = 64  # exit codes of the process that reads: above this, the system's errno
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bdfast.cli.state import make_state_folder
 from bdfast.errors import message
 from bdfast.files import atomic_write
 from bdfast.metrics import Metrics, defense_effectiveness_rating, robust_improvement_rating
@@ -33,7 +34,7 @@ RATES = {"ACC": "acc", "ASR": "asr", "RA": "ra"}
 
 @contextmanager
 def results_folder(
-    where: str, out: str | os.PathLike[str], *, kept: Sequence[str] = (), argument: str = "--out"
+    where: str, out: str | os.PathLike[str], *, kept: Sequence[Path] = (), argument: str = "--out"
 ) -> Iterator[Path]:
     """A folder to write results to; they move into ``out`` when the block ends, and vanish if it raises.
 
@@ -42,8 +43,9 @@ def results_folder(
     Args:
         where: opens the messages.
         out: made if it is not there.
-        kept: names in ``out`` of what the same command continues from; they go once the results are in place, and not
-            before, so that a full disk or Ctrl-C at the very end costs no training.
+        kept: what the same command continues from; it goes once the results are in place, and not before, so that a
+            full disk or Ctrl-C at the very end costs no training. Where it lies in another folder than ``out``
+            (:func:`bdfast.cli.state.state_folder`), that one is made, and goes with the last of it.
         argument: what messages call ``out``.
 
     Raises:
@@ -55,9 +57,12 @@ def results_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(message(where, argument, "a folder", f"{folder}, a file", "choose another path"))
     made, moved = not folder.exists(), False
-    folder.mkdir(parents=True, exist_ok=True)
+    states = sorted({path.parent for path in kept} - {folder})
+    for state in states:
+        make_state_folder(where, state)
     staging, held = folder / _UNFINISHED, None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
         staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
         held = _lock(staging)
@@ -65,7 +70,7 @@ def results_folder(
         with _undisturbed():
             _move(where, staging, folder)
             moved = True
-            _remove([folder / name for name in kept])
+            _remove(kept)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"the results are in {folder}" if moved else _left(folder, kept)) from interrupt
     except OSError as error:
@@ -77,8 +82,9 @@ def results_folder(
         shutil.rmtree(staging, ignore_errors=True)
         if held is not None:
             os.close(held)
-        _remove([folder / name for name in kept if not _holds_files(folder / name)])
-        if made and not any(folder.iterdir()):
+        _remove([path for path in kept if not _holds_files(path)])
+        _remove([state for state in states if not any(path.exists() for path in kept if path.parent == state)])
+        if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
@@ -112,10 +118,10 @@ def _holds_files(path: Path) -> bool:
     return path.is_file() or any(inner.is_file() for inner in path.rglob("*"))
 
 
-def _left(folder: Path, kept: Sequence[str]) -> str:
+def _left(folder: Path, kept: Sequence[Path]) -> str:
     """What an interrupted run leaves."""
     text = f"no result was written to {folder}"
-    there = [str(folder / name) for name in kept if _holds_files(folder / name)]
+    there = [str(path) for path in kept if _holds_files(path)]
     return f"{text}; the same command goes on where it stopped ({', '.join(there)})" if there else text
 
 

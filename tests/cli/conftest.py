@@ -37,6 +37,14 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runs keep what they continue from; not the place of whoever runs the tests."""
+    root = tmp_path_factory.getbasetemp() / "state"
+    monkeypatch.setenv("BDFAST_STATE", str(root))
+    return root
+
+
 @pytest.fixture
 def bdfast(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run the command in this process."""

@@ -172,7 +172,7 @@ def test_inside_exec_of_text_the_exit_code_is_130_too(tmp_path: Path) -> None:
 
 
 def write_two(out: Path) -> None:
-    with results_folder("test", out, kept=("resume.pt",)) as folder:
+    with results_folder("test", out, kept=(out / "resume.pt",)) as folder:
         (folder / "one").write_text("1")
         (folder / "two").write_text("2")
 

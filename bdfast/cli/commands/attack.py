@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, chosen: Plan) -> int:
-    with results_folder(WHERE, options.out, kept=(RESUME_FILE,)) as folder:
+    with results_folder(WHERE, options.out, kept=(Path(options.out) / RESUME_FILE,)) as folder:
         splits = chosen.data.load()
         poisoned = make_poison(chosen, splits)
         model, result = train_victim(chosen, splits, poisoned, Path(options.out) / RESUME_FILE)

@@ -40,6 +40,7 @@ from bdfast.cli.outputs import (
 from bdfast.cli.plan import Inputs, Plan, load_inputs, make_plan
 from bdfast.cli.reporting import check_report, make_report
 from bdfast.cli.settings import Given, add_settings, document, given, setting
+from bdfast.cli.state import note_of_foreign_state, state_folder
 from bdfast.errors import message, optional_import
 from bdfast.files import atomic_write
 from bdfast.integrations.backdoorbench import write_defense_result
@@ -166,13 +167,16 @@ def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str 
         out = out or str(target / "defense" / defense.name)
     if out is None:
         raise ValueError(message(where, "--out", "a folder for the results", "none", "pass --out DIR"))
-    with results_folder(where, out, kept=defense.keeps) as folder:
+    state = state_folder(out, None if chosen.folder is None else chosen.folder.path)
+    if note := note_of_foreign_state(out, state, defense.keeps):
+        print(f"note: {note}", file=sys.stderr)
+    with results_folder(where, out, kept=[state / name for name in defense.keeps]) as folder:
         job = load_job(where, chosen)
         if defense.save is not None:
-            text, note = _make_data(defense, job, Path(out) / RESUME_FILE, folder)
+            text, note = _make_data(defense, job, state / RESUME_FILE, folder)
         else:
             before = job.judge(job.victim.model)
-            result = apply(defense, job, Path(out) / RESUME_FILE)
+            result = apply(defense, job, state / RESUME_FILE)
             after = job.judge(result.model)
             resolved = job.plan.record(f"defend {defense.name}")
             write_results(folder, job, result, before, after, resolved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from bdfast.cli.plan import Plan, load_inputs, make_plan
 from bdfast.cli.reporting import check_report, make_report
 from bdfast.cli.scorers import SCORERS, Scorer
 from bdfast.cli.settings import add_settings, document, given, setting
+from bdfast.cli.state import make_state_folder, note_of_foreign_state, state_folder
 from bdfast.errors import message
 from bdfast.report import ClassHistograms, Curves, Histogram, Panel, Report
 from bdfast.runtime.plain_json import plain
@@ -86,17 +88,22 @@ def run(options: argparse.Namespace) -> int:
         got, known = str(plan.settings.verify), ", ".join(s.name for s in SCORERS if s.parity is not None)
         raise ValueError(message(where, "--verify", f"0, since only {known} can be verified", got, "leave it out"))
     with torchrun(_A_DAY) as ranks:
+        state = state_folder(options.out, None if plan.folder is None else plan.folder.path)
         if ranks.rank > 0:  # scores with rank 0, which writes the results
-            score(scorer, load_job(where, plan), Path(options.out), ranks)
+            if state != Path(options.out):
+                make_state_folder(where, state)
+            score(scorer, load_job(where, plan), state, ranks)
             return DONE
-        return _run(where, scorer, plan, Path(options.out), ranks)
+        return _run(where, scorer, plan, Path(options.out), state, ranks)
 
 
-def _run(where: str, scorer: Scorer, plan: Plan[ScoreSettings], out: Path, ranks: Ranks) -> int:
-    with results_folder(where, out, kept=(KEPT,)) as folder:
+def _run(where: str, scorer: Scorer, plan: Plan[ScoreSettings], out: Path, state: Path, ranks: Ranks) -> int:
+    if note := note_of_foreign_state(out, state, (KEPT,)):
+        print(f"note: {note}", file=sys.stderr)
+    with results_folder(where, out, kept=(state / KEPT,)) as folder:
         job = load_job(where, plan)
         began = time.perf_counter()
-        table = score(scorer, job, out, ranks)
+        table = score(scorer, job, state, ranks)
         seconds = time.perf_counter() - began
         summary = summarise(scorer, job, table)
         if plan.settings.verify > 0 and scorer.parity is not None:
@@ -118,15 +125,15 @@ def load_job(where: str, plan: Plan[ScoreSettings]) -> Job:
     return Job(inputs.plan, inputs.victim, data, inputs.splits.class_names)
 
 
-def score(scorer: Scorer, job: Job, out: Path, ranks: Ranks) -> ScoreTable:
-    """The scores of all samples, which every rank gets."""
+def score(scorer: Scorer, job: Job, state: Path, ranks: Ranks) -> ScoreTable:
+    """The scores of all samples, which every rank gets; chunks that are finished lie in ``state`` meanwhile."""
     table: ScoreTable = scorer.function(
         job.victim.model,
         job.data,
         job.plan.config,
         callback=Progress(scorer.name) if ranks.rank == 0 else None,
         normalize=job.victim.normalize,
-        checkpoint=out / KEPT,
+        checkpoint=state / KEPT,
         distributed=True,
     )
     return table

@@ -152,8 +152,8 @@ def test_score_then_again_with_room(bdfast: Run, attack_dir: Path, tmp_path: Pat
     [
         (["advrbd", *ADVRBD], ["resume.stages"]),
         (["pad-ft", "--set=epochs=1", "--set=clip_epochs=1"], ["resume.scores"]),
-        (["gic", "--set=steps=1"], ["resume.gic"]),
-        (["gic+d3", "--set=gic_steps=1", "--set=epochs=1"], ["resume.gic", "resume.pt"]),
+        (["gic", "--reserve=0.5", "--set=steps=1"], ["resume.gic"]),
+        (["gic+d3", "--reserve=0.5", "--set=gic_steps=1", "--set=epochs=1"], ["resume.gic", "resume.pt"]),
     ],
 )
 def test_a_defense_is_kept_until_its_results_are_written(
@@ -165,7 +165,7 @@ def test_a_defense_is_kept_until_its_results_are_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "report.html"))
 
     monkeypatch.setattr(defend, "make_report", refuse)
-    command = ["defend", *words, "--attack-dir", attack_dir, "--reserve", "0.5", "--out", tmp_path]
+    command = ["defend", *words, "--attack-dir", attack_dir, "--out", tmp_path]
     outcome = bdfast(*command)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith(

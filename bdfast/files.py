@@ -14,22 +14,27 @@ from bdfast.errors import message
 
 @overload
 def atomic_write(
-    path: str | os.PathLike[str], mode: Literal["w"] = ..., *, newline: str | None = ...
+    path: str | os.PathLike[str], mode: Literal["w"] = ..., *, newline: str | None = ..., sync: bool = ...
 ) -> AbstractContextManager[IO[str]]: ...
 
 
 @overload
-def atomic_write(path: str | os.PathLike[str], mode: Literal["wb"]) -> AbstractContextManager[IO[bytes]]: ...
+def atomic_write(
+    path: str | os.PathLike[str], mode: Literal["wb"], *, sync: bool = ...
+) -> AbstractContextManager[IO[bytes]]: ...
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, newline: str | None = None) -> Iterator[IO[Any]]:
+def atomic_write(
+    path: str | os.PathLike[str], mode: str = "w", *, newline: str | None = None, sync: bool = True
+) -> Iterator[IO[Any]]:
     """Open a file that takes the place of ``path`` when the block ends, and leaves no trace if it raises.
 
     Args:
-        path: in a folder that exists; a file there is replaced.
+        path: in a folder that exists; a file there is replaced, and so is a link, whatever it leads to.
         mode: ``"w"`` for text in UTF-8, ``"wb"`` for bytes.
         newline: of text, as in :func:`open` (``""`` for the csv module).
+        sync: wait for the disk, so that the name is not found on an empty file after a crash.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -55,11 +60,35 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w", *, newline: str 
         with naming(path, beside):
             with open(beside, mode.replace("w", "x"), **text) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())  # or a crash may leave the new name on an empty file
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def refuse_links(where: str, root: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Raise if a part of ``path`` below ``root`` is a link: what came with the folder would choose where we write.
+
+    Args:
+        where: opens the message.
+        root: a folder that may come from a stranger; its own name may be a link.
+        path: of a folder or a file that is to be written, there or not; one that is not below ``root`` may be a link.
+
+    Raises:
+        ValueError: with the name of the link.
+
+    Example:
+        >>> refuse_links("example", "record/x", "record/x/defense/ft")
+    """
+    absolute, real = Path(os.path.abspath(path)), os.path.realpath(root)
+    parts = [absolute, *absolute.parents]
+    top = max((depth for depth, part in enumerate(parts) if os.path.realpath(part) == real), default=0)
+    for part in reversed(parts[:top]):
+        if part.is_symlink():
+            got, remedy = "a link", "remove it, or write to a folder of your own"
+            raise ValueError(message(where, str(part), f"a file or folder inside {root}", got, remedy))
 
 
 @contextmanager

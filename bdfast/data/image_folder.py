@@ -9,15 +9,17 @@ Two layouts::
 ``train`` is taken: Tiny ImageNet's ``test`` has no labels.
 
 Classes and files are in the order of their names, numbers in the order of their value: class "10" is label 10 when the
-folders are called 0, 1, ..., and not 2 as it would be by spelling. Images may lie deeper in a class folder; symbolic
-links to folders are not followed.
+folders are called 0, 1, ..., and not 2 as it would be by spelling. Images may lie deeper in a class folder.
+
+``root`` may be a symbolic link. Below it links to folders are refused, and so are links to files that lead out of it: a
+folder from a stranger names no other files of this machine.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +33,10 @@ from bdfast.errors import message, printable
 
 def is_image_folder(folder: Path) -> bool:
     """Whether ``folder`` has a ``train`` folder, or a sub-folder with an image."""
-    return (folder / "train").is_dir() or any(True for child in _children(folder) for _ in _find_images(child))
+    if (folder / "train").is_dir() or any(True for child in _children(folder) for _ in _find_images(child)):
+        return True
+    links = any(path.is_symlink() for path in _folders(folder))  # perhaps to images: the reader says why not
+    return links and not any(folder.glob("*.npz"))
 
 
 def unpacked(folder: Path) -> Path:
@@ -48,9 +53,11 @@ def read_image_folder(root: Path, options: ReadOptions) -> DataSplits:
 
     Raises:
         FileNotFoundError: ``train`` without ``test`` or ``val``.
-        ValueError: an empty class folder, classes that differ between train and test, mixed sizes, a damaged image.
+        ValueError: an empty class folder, classes that differ between train and test, mixed sizes, a damaged image, a
+            link to a folder, a link to a file elsewhere.
         MissingExtraError: Pillow is not installed.
     """
+    _refuse_links(root / name for name in ("train", "test", "val") if (root / name).is_dir())
     if not (root / "train").is_dir():
         spelled = {child.name.lower(): child.name for child in _children(root)}
         if "train" in spelled and ("test" in spelled or "val" in spelled):  # GTSRB's own folders, for one
@@ -76,11 +83,12 @@ def read_image_folder(root: Path, options: ReadOptions) -> DataSplits:
                 message("load", str(test_root), "the classes of `train`", f"{odd} in one only", "add or remove them")
             )
         train, test = _take(train_files, options.limit[0]), _take(test_files, options.limit[1])
-    return DataSplits(_decode(train, options), _decode(test, options), class_names)
+    return DataSplits(_decode(root, train, options), _decode(root, test, options), class_names)
 
 
 def _list_classes(folder: Path) -> tuple[tuple[str, ...], list[list[Path]]]:
     """Class names and the image files of each."""
+    _refuse_links(_folders(folder))
     children = _children(folder)
     files = [_images(child) for child in children]
     if not children or not all(files):
@@ -104,15 +112,18 @@ def _take(files: Sequence[Sequence[Path]], limit: int | None) -> list[tuple[Path
     return sorted(in_turn[:limit], key=lambda item: item[1])  # stable: files keep their order in a class
 
 
-def _decode(items: Sequence[tuple[Path, int]], options: ReadOptions) -> Split:
+def _decode(root: Path, items: Sequence[tuple[Path, int]], options: ReadOptions) -> Split:
+    real = Path(os.path.realpath(root))
     images = decode_all(
-        len(items), lambda index: _open(items[index][0]), lambda index: str(items[index][0]), options.image_size
+        len(items), lambda index: _open(real, items[index][0]), lambda index: str(items[index][0]), options.image_size
     )
     return images, torch.tensor([label for _, label in items], dtype=torch.int64)
 
 
-def _open(path: Path) -> BinaryIO:
-    """A file, and nothing that would be waited for, such as a pipe."""
+def _open(root: Path, path: Path) -> BinaryIO:
+    """A file inside ``root``, and nothing that would be waited for, such as a pipe."""
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+        raise ValueError("a link that leads out of the folder")
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -121,15 +132,29 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _children(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=_by_name)
+    return sorted((path for path in _folders(folder) if not path.is_symlink()), key=_by_name)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Sub-folders that are not hidden, and links to folders."""
+    return [path for path in folder.iterdir() if path.name[0] != "." and path.is_dir()]
+
+
+def _refuse_links(folders: Iterable[Path]) -> None:
+    link = next((folder for folder in folders if folder.is_symlink()), None)
+    if link is not None:
+        remedy = "put the folder itself there, or pass the one that it leads to"
+        raise ValueError(message("load", str(link), "a folder", "a link to one, which is not followed", remedy))
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(_find_images(folder), key=_by_name)
+    return sorted(_find_images(folder, refuse_links=True), key=_by_name)
 
 
-def _find_images(folder: Path) -> Iterator[Path]:
-    for place, _, names in os.walk(folder):
+def _find_images(folder: Path, *, refuse_links: bool = False) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        if refuse_links:
+            _refuse_links(Path(place, name) for name in folders if name[0] != ".")
         for name in names:
             path = Path(place, name)
             if path.suffix.lower() in SUFFIXES and name[0] != ".":

@@ -186,6 +186,17 @@ def test_links_lead_to_the_same_state(record: Path, state: Path, tmp_path: Path)
     assert state_folder(record / "defense" / "d3", record) != inside
 
 
+@pytest.mark.parametrize("command", [["defend", "ft", "--record"], ["score", "sce", "--out"]], ids=["defend", "score"])
+def test_results_go_through_no_link_of_a_record(record: Path, bdfast: Run, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (record / "defense").symlink_to(tmp_path / "elsewhere")
+    place = [record / "defense" / "sce"] if command[0] == "score" else []
+    outcome = bdfast(*command, *place, *FEW, "--attack-dir", record)
+    assert outcome.code == 2
+    assert f"`{record / 'defense'}` expected a file or folder inside {record}, got a link; remove it" in outcome.err
+    assert names(tmp_path / "elsewhere") == []
+
+
 def test_place_of_the_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -143,6 +143,55 @@ def test_a_pipe_is_not_waited_for(image_root: Path) -> None:
         bdfast.data.load(image_root)
 
 
+needs_links = pytest.mark.skipif(os.name != "posix", reason="symbolic links")
+
+
+@needs_links
+@pytest.mark.parametrize("link", ["train", "test", "train/dog", "test/cat", "train/cat/more", "train/cat/deep/more"])
+def test_a_link_to_a_folder_is_not_followed(image_root: Path, tmp_path: Path, link: str) -> None:
+    place = image_root / link
+    target = tmp_path / "elsewhere"
+    if place.exists():
+        place.rename(target)
+    else:
+        save(target / "7.png", random_pixels(1, 6, 6, 3)[0])
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(target)
+    with pytest.raises(ValueError, match=rf"{link}` expected a folder, got a link to one, which is not followed; put"):
+        bdfast.data.load(image_root)
+
+
+@needs_links
+def test_classes_that_are_links_are_not_followed(image_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "linked"
+    root.mkdir()
+    (root / "cat").symlink_to(image_root / "train" / "cat")
+    with pytest.raises(ValueError, match=r"linked/cat` expected a folder, got a link to one"):
+        bdfast.data.load(root)
+    assert len(bdfast.data.load(image_root, limit=(2, 2)).train[1]) == 2
+
+
+@needs_links
+def test_the_folder_itself_may_be_a_link(image_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(image_root)
+    assert bdfast.data.load(tmp_path / "link").train[1].tolist() == [0, 0, 1, 1, 1]
+
+
+@needs_links
+def test_links_to_files(image_root: Path, tmp_path: Path) -> None:
+    """Inside the folder they are images like others, whatever name leads there; out of it they are refused."""
+    (image_root / "train" / "dog" / "9.png").symlink_to("../cat/0.png")
+    (tmp_path / "link").symlink_to(image_root)
+    assert bdfast.data.load(tmp_path / "link").train[1].tolist() == [0, 0, 1, 1, 1, 1]
+    save(tmp_path / "private.png", random_pixels(1, 6, 6, 3)[0])
+    (image_root / "train" / "dog" / "9.png").unlink()
+    (image_root / "train" / "dog" / "9.png").symlink_to(tmp_path / "private.png")
+    with pytest.raises(
+        ValueError, match=r"dog/9.png` expected a whole image .*, got a link that leads out of the fold"
+    ):
+        bdfast.data.load(image_root)
+
+
 def test_threads_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bdfast.data.decode.CHUNK", 3)
     monkeypatch.setattr("bdfast.data.decode.PIXELS_WORTH_A_THREAD", 1)

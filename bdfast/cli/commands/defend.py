@@ -42,7 +42,7 @@ from bdfast.cli.reporting import check_report, make_report
 from bdfast.cli.settings import Given, add_settings, document, given, setting
 from bdfast.cli.state import note_of_foreign_state, state_folder
 from bdfast.errors import message, optional_import
-from bdfast.files import atomic_write
+from bdfast.files import atomic_write, refuse_links
 from bdfast.integrations.backdoorbench import write_defense_result
 from bdfast.metrics import Metrics
 from bdfast.report import Report, pick_samples
@@ -167,7 +167,10 @@ def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str 
         out = out or str(target / "defense" / defense.name)
     if out is None:
         raise ValueError(message(where, "--out", "a folder for the results", "none", "pass --out DIR"))
-    state = state_folder(out, None if chosen.folder is None else chosen.folder.path)
+    foreign = None if chosen.folder is None else chosen.folder.path
+    if foreign is not None:
+        refuse_links(where, foreign, out)
+    state = state_folder(out, foreign)
     if note := note_of_foreign_state(out, state, defense.keeps):
         print(f"note: {note}", file=sys.stderr)
     with results_folder(where, out, kept=[state / name for name in defense.keeps]) as folder:

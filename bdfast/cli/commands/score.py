@@ -24,6 +24,7 @@ from bdfast.cli.scorers import SCORERS, Scorer
 from bdfast.cli.settings import add_settings, document, given, setting
 from bdfast.cli.state import make_state_folder, note_of_foreign_state, state_folder
 from bdfast.errors import message
+from bdfast.files import refuse_links
 from bdfast.report import ClassHistograms, Curves, Histogram, Panel, Report
 from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Progress
@@ -88,7 +89,10 @@ def run(options: argparse.Namespace) -> int:
         got, known = str(plan.settings.verify), ", ".join(s.name for s in SCORERS if s.parity is not None)
         raise ValueError(message(where, "--verify", f"0, since only {known} can be verified", got, "leave it out"))
     with torchrun(_A_DAY) as ranks:
-        state = state_folder(options.out, None if plan.folder is None else plan.folder.path)
+        foreign = None if plan.folder is None else plan.folder.path
+        if foreign is not None:
+            refuse_links(where, foreign, options.out)
+        state = state_folder(options.out, foreign)
         if ranks.rank > 0:  # scores with rank 0, which writes the results
             if state != Path(options.out):
                 make_state_folder(where, state)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bdfast.attacks import PoisonedData, TriggeredData
 from bdfast.data import write_index
 from bdfast.errors import message, optional_import
-from bdfast.files import naming
+from bdfast.files import atomic_write, refuse_links
 from bdfast.integrations.backdoorbench.metrics_file import write_metrics
 from bdfast.integrations.backdoorbench.record import ATTACK_RESULT
 from bdfast.integrations.backdoorbench.stored import StoredRecord, StoredSet
@@ -61,7 +61,8 @@ def save_record(
         What was written.
 
     Raises:
-        ValueError: images with fractions of a grey level, which no 8-bit file holds.
+        ValueError: images with fractions of a grey level, which no 8-bit file holds; a link in ``folder``, where images
+            are to go.
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
     record = StoredRecord(
@@ -82,7 +83,7 @@ def write_record(folder: str | os.PathLike[str], record: StoredRecord, *, in_mem
     """Write a stored record as ``record/<name>/``: images first, ``attack_result.pt`` last.
 
     Raises:
-        ValueError: a path that BackdoorBench's loader does not take.
+        ValueError: a path that BackdoorBench's loader does not take; a link in ``folder``, where images are to go.
     """
     folder = Path(folder)
     if "data" not in record.data_path:
@@ -140,7 +141,7 @@ def write_defense_result(
         UserWarning: a clipped model, whose bounds the benchmark's own evaluation ignores.
 
     Raises:
-        ValueError: a method whose name is no folder.
+        ValueError: a method whose name is no folder; a link in the record, where files are to go.
     """
     if not method or not method.replace("-", "").replace("_", "").isalnum() or method != method.lower():
         remedy = "pass d3 or pad-ft, say"
@@ -156,8 +157,9 @@ def write_defense_result(
             stacklevel=2,
         )
     out = Path(folder) / "defense" / method
-    (out / "log").mkdir(parents=True, exist_ok=True)
-    (out / "checkpoint").mkdir(exist_ok=True)
+    for place in (out / "log", out / "checkpoint"):
+        refuse_links("write_defense_result", folder, place)
+        place.mkdir(parents=True, exist_ok=True)
     if index is not None:
         write_index(out / "log" / "index.txt", index)
     if history:
@@ -220,6 +222,7 @@ def _set_state(folder: Path, part: StoredSet, name: str, in_memory: bool) -> dic
     base = None if in_memory else f"./{_from_record(folder)}/{name}"
     pillow = optional_import("PIL.Image", extra="data", purpose="to write the images of a record")
     entries: dict[int, Any] = {}
+    places: set[Path] = set()
     rows = zip(part.index.tolist(), part.images, part.labels.tolist(), part.original_labels.tolist(), strict=True)
     for index, pixels, label, original in rows:
         array = pixels.permute(1, 2, 0).contiguous().numpy()
@@ -227,10 +230,13 @@ def _set_state(folder: Path, part: StoredSet, name: str, in_memory: bool) -> dic
         if in_memory:
             entries[index] = (image, label, original)
             continue
-        file = folder / name / str(original) / f"{index}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Not atomic_write: thousands of syncs would take minutes, and no reader looks here before attack_result.pt.
-        with naming(file):
+        place = folder / name / str(original)
+        if place not in places:
+            refuse_links("write_record", folder, place)
+            place.mkdir(parents=True, exist_ok=True)
+            places.add(place)
+        # No sync: thousands would take minutes, and no reader looks here before attack_result.pt.
+        with atomic_write(place / f"{index}.png", "wb", sync=False) as file:
             image.save(file, format="PNG")
         entries[index] = {"path": f"{base}/{original}/{index}.png", "other_info": [label, original]}
     return {

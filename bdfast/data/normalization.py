@@ -25,23 +25,24 @@ NORMALIZATIONS = {
     "digits": Normalization((0.3053,), (0.3759,)),  # of all 1,797 images after scaling to 0..255
 }
 
+ALIASES = {"tinyimagenet": "tiny", "tinyimagenet200": "tiny"}  # BackdoorBench says tiny, everybody else one of these
+
 
 def normalization(name: str) -> Normalization:
-    """``(mean, std)`` of a data set: ``cifar10``, ``cifar100``, ``tiny``, ``gtsrb``, ``celeba``, ``mnist``,
-    ``imagenet`` or ``digits``.
+    """``(mean, std)`` of a data set: ``cifar10``, ``cifar100``, ``tiny`` (or ``tiny_imagenet``, ``tiny-imagenet-200``),
+    ``gtsrb``, ``celeba``, ``mnist``, ``imagenet`` or ``digits``; case, ``-`` and ``_`` do not matter.
 
     Raises:
         ValueError: another name.
 
     Example:
-        >>> mean, std = normalization("cifar10")
+        >>> mean, std = normalization("CIFAR-10")
         >>> mean
         (0.4914, 0.4822, 0.4465)
     """
-    if name not in NORMALIZATIONS:
-        raise ValueError(
-            message(
-                "normalization", "name", f"one of {sorted(NORMALIZATIONS)}", repr(name), "pass mean and std yourself"
-            )
-        )
-    return NORMALIZATIONS[name]
+    plain = str(name).lower().replace("-", "").replace("_", "")
+    found = NORMALIZATIONS.get(ALIASES.get(plain, plain))
+    if found is None:
+        expected = f"one of {sorted(NORMALIZATIONS)}"
+        raise ValueError(message("normalization", "name", expected, repr(name), "pass mean and std yourself"))
+    return found

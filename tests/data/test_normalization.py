@@ -24,6 +24,18 @@ def test_digits_constants_are_those_of_the_images() -> None:
     assert std == pytest.approx(float(pixels.std()), abs=5e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["tiny_imagenet", "tiny-imagenet", "tiny-imagenet-200", "TinyImageNet", "Tiny-ImageNet-200", "TINY"]
+)
+def test_names_of_tiny_imagenet(name: str) -> None:
+    assert normalization(name) is normalization("tiny")
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "cifar-10", "CIFAR_10"])
+def test_spelling_does_not_matter(name: str) -> None:
+    assert normalization(name) is normalization("cifar10")
+
+
 def test_unknown_name() -> None:
     with pytest.raises(
         ValueError, match=r"normalization: `name` expected one of \['celeba', 'cifar10', .*got 'svhn'; pass mean"

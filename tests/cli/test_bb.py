@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from bdfast import attacks, models
+from bdfast.cli.commands.bb import base_data
 from bdfast.data import load, read_index
 from bdfast.integrations.backdoorbench import read_artefact, save_record
 from bdfast.integrations.backdoorbench.arguments import merge, translate
 from tests.cli.conftest import Outcome
+from tests.data.test_cifar_python import cifar10, write
 
 Run = Callable[..., Outcome]
 
@@ -144,3 +146,11 @@ def test_what_the_scripts_files_say_in_other_words() -> None:
     assert ("rho" in settings, unused) == (False, ["rho_max", "rho_min"])
     assert translate({**merged, "augment": "none"}, ["augment"])[0]["augment"] == "none"
     assert "augment" not in translate({**merged, "dataset": "digits"}, ["augment"])[0]
+
+
+def test_torchvisions_folder_is_the_base_data(tmp_path: Path) -> None:
+    write(tmp_path / "cifar10" / "cifar-10-batches-py", cifar10((2, 1), test=1))
+    found = base_data({"dataset": "cifar10", "dataset_path": str(tmp_path)})
+    assert found == str(tmp_path / "cifar10")
+    train, test, _ = load(found)
+    assert (len(train[1]), len(test[1])) == (3, 1)

@@ -60,7 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "robust": {"preset": "robust"},
     "robust, with KL": {"preset": "robust", "content_with": "kl"},
     "paper": {"preset": "paper"},
-    "oracle": {"preset": "robust", "rank": "oracle", "content_check": False},
+    "oracle": {"preset": "robust", "rank": "oracle", "content_check": False, "vote": "majority", "looks": 0},
     "confidence": {"preset": "paper", "rank": "confidence"},
     "robust, majority": {"preset": "robust", "vote": "majority"},
     "robust, no check": {"preset": "robust", "content_check": False},

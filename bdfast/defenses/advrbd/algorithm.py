@@ -17,16 +17,10 @@ The preset ``paper`` is that. Everything hangs on D_c: with a few poisoned sampl
 well, step 4 takes the poison for clean, and g has the backdoor again; and s, which is to keep them out, ranks the
 poison of WaNet and TaCT above clean samples of the target class on scikit-learn's digits. The preset ``robust`` asks
 networks that never saw a class whether its samples belong to it (:mod:`bdfast.defenses.advrbd.content`), in step 2
-together with how sure f is of its prediction, in place of s, and in step 4 as a second opinion; in step 4 the networks
-of all rounds vote; and step 5 is done twice, the second time with the suspects that the first clean model classifies
-as labelled, if content or, where that tells nothing, an enhanced network seconds it. What it reaches on digits is in
-benchmarks/results/advrbd_digits.md. On 4,000 images of CIFAR-10, of whose test set the network classifies half right
-(benchmarks/results/advrbd_cifar10_subset.md), networks that never saw a class recognise 36 to 40 % of its samples;
-content then weighs less than confidence, rejects nothing, and a warning says so: ASR falls from 96 to 7 and 9 % under
-BadNets, from 100 to 5 and 15 % under Blended and from 96 and 92 to 15 and 13 % under TaCT, accuracy from 51 to 53 % to
-44 to 49 %; WaNet's poison is hardly found. A truly clean D_c leaves 50 and 6.5 % under BadNets (6 % without poison). On
-12,000 images (advrbd_cifar10_subset_12000.md) D_c is cleaner, two thirds of WaNet's poison are found, and accuracy
-falls by 9 to 13 points, since a quarter of the clean samples are still lost. At larger scale nothing has been measured.
+together with how sure f is of its prediction, in place of s, and in step 4 as a second opinion, as long as they
+recognise most samples; and it asks, after step 4, what the suspects have that D_clean lacks
+(:mod:`bdfast.defenses.advrbd.contrast`): those that differ in nothing are clean as well, which most of them are. What
+either preset reaches, and where it fails, is in docs/defenses.md.
 """
 
 from __future__ import annotations

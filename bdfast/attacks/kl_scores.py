@@ -115,16 +115,15 @@ class KLScoreConfig:
             if (name, value) in (("radius", None), ("batch_size", "auto")):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
-                got, expected = repr(value), f"a whole number, at least {low}"
+                got, expected = repr(value), f"a whole number, at least {low} and below 2^31"
                 raise ValueError(message("KLScoreConfig", name, expected, got, "correct it"))
         for name in ("eps", "step_size", "rescore"):
-            value = getattr(self, name)
-            if name == "rescore" and value == 0:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-                raise ValueError(
-                    message("KLScoreConfig", name, "a number in (0, 1]", repr(value), "8/255 is a pixel value of 8")
-                )
+            value, share = getattr(self, name), name == "rescore"
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 <= value <= 1 or (value == 0 and not share):
+                expected = "a number in [0, 1]" if share else "a number in (0, 1]"
+                remedy = "pass the share of the samples to rescore" if share else "8/255 is a pixel value of 8"
+                raise ValueError(message("KLScoreConfig", name, expected, repr(value), remedy))
 
     def radius_of(self, height: int, width: int) -> int:
         """r in pixels, for images of a size."""

@@ -24,11 +24,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bdfast.attacks.checks import check_labels
+from bdfast.attacks.checks import check_labels, describe
 from bdfast.errors import message
-from bdfast.ops import kl_divergence, masked_pgd_step_, masked_random_start, patch_centers
+from bdfast.ops import kl_divergence, masked_pgd_step_, masked_random_start, patch_centers, patches
 from bdfast.runtime.frozen import FrozenModel
 from bdfast.runtime.graphed import Graphed
+
+NAME = "masked_pgd"
 
 Objective: TypeAlias = Literal["kl", "ce"]
 Direction: TypeAlias = Literal["ascend", "descend"]
@@ -49,8 +51,8 @@ class MaskedPGD:
             takes normalised images, ``(0 - mean) / std`` and ``(1 - mean) / std``, with step and eps divided by std.
 
     Raises:
-        TypeError: the network is not frozen.
-        ValueError: an objective, a direction or a number of steps that is none.
+        TypeError: the network is not frozen; a radius, step, eps or bound that is no number.
+        ValueError: an objective, a direction or a number of steps that is none; a number out of range.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
@@ -77,16 +79,22 @@ class MaskedPGD:
     ) -> None:
         if not isinstance(frozen, FrozenModel):
             remedy = "enter `with FrozenModel(model) as frozen:`"
-            raise TypeError(message("masked_pgd", "frozen", "a FrozenModel", type(frozen).__name__, remedy))
+            raise TypeError(message(NAME, "frozen", "a FrozenModel", type(frozen).__name__, remedy))
         for name, value, choices in (
             ("objective", objective, get_args(Objective)),
             ("direction", direction, get_args(Direction)),
         ):
             if value not in choices:
-                raise ValueError(message("masked_pgd", name, " or ".join(choices), repr(value), "choose one of them"))
+                raise ValueError(message(NAME, name, " or ".join(choices), repr(value), "choose one of them"))
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(message("masked_pgd", "steps", "a whole number, at least 1", repr(steps), "pass 5, say"))
-        self._radius = radius
+            raise ValueError(message(NAME, "steps", "a whole number, at least 1", repr(steps), "pass 5, say"))
+        patches.check_radius(NAME, radius)
+        patches.check_value(NAME, "step_size", step_size)
+        patches.check_value(NAME, "eps", eps, lowest=0.0)
+        patches.check_value(NAME, "lower", lower, finite=False)
+        patches.check_value(NAME, "upper", upper, finite=False)
+        patches.check_range(NAME, lower, upper)
+        self._radius, self._step_size, self._objective = radius, step_size, objective
         self._ball: dict[str, Any] = {"eps": eps, "lower": lower, "upper": upper}
         signed = step_size if direction == "ascend" else -step_size
         # A function of its own: a graph that held this object would live, with its memory, until a collection.
@@ -112,13 +120,42 @@ class MaskedPGD:
 
         Returns:
             A new tensor like x, equal to it bit for bit outside the patches.
+
+        Raises:
+            TypeError, ValueError: arguments of another kind, shape or range than stated.
         """
+        self.check(x, ids, seed=seed, round=round)
+        _check_target(target, x, self._objective)
         ids = ids.to(x.device)
         centers = None
         if self._radius is not None:
             centers = patch_centers(ids, x.shape[2], x.shape[3], seed=seed, round=round)
         start = masked_random_start(x, ids, centers, self._radius, seed=seed, round=round, **self._ball)
         return self._loop(start, x, target) if centers is None else self._loop(start, x, target, centers)
+
+    def check(self, x: Tensor, ids: Tensor, *, seed: int, round: int = 0) -> None:
+        """What the ops would say of their arguments, said of the caller's before the network runs; reads no values."""
+        patches.check_images(NAME, x, "x")
+        patches.check_ids(NAME, ids)
+        if len(ids) != len(x):
+            expected, got = f"one id an image, [{len(x)}]", str(list(ids.shape))
+            raise ValueError(message(NAME, "ids", expected, got, "pass ids for exactly these images"))
+        patches.check_seed(NAME, "seed", seed)
+        patches.check_seed(NAME, "round", round)
+        for name, value in {"step_size": self._step_size, **self._ball}.items():
+            patches.check_channels(NAME, name, value, x)
+
+
+def _check_target(target: Tensor, x: Tensor, objective: Objective) -> None:
+    if objective == "kl":
+        expected, remedy = f"logits [{len(x)}, K], floating point", "pass those of the network on x"
+        fits = isinstance(target, Tensor) and target.is_floating_point() and target.ndim == 2
+    else:
+        expected, remedy = f"labels [{len(x)}], int64", "pass the class of each image"
+        fits = isinstance(target, Tensor) and target.dtype == torch.int64 and target.ndim == 1
+    if not fits or len(target) != len(x):
+        kind = ValueError if isinstance(target, Tensor) else TypeError
+        raise kind(message(NAME, "target", expected, describe(target), remedy))
 
 
 def _steps_(
@@ -175,11 +212,13 @@ def masked_pgd(
         frozen, radius=radius, steps=steps, step_size=step_size, eps=eps, objective=objective, direction=direction,
         lower=lower, upper=upper,
     )  # fmt: skip
+    patches.check_images(NAME, x, "x")
     ids = torch.arange(len(x)) if ids is None else ids
+    attack.check(x, ids, seed=seed, round=round)
+    if objective == "ce" and labels is None:
+        raise ValueError(message(NAME, "labels", 'labels [N] for objective="ce"', "None", "pass labels=..."))
     logits = frozen.logits(x)
-    if objective == "kl":
+    if labels is None or objective == "kl":
         return attack(x, ids, logits, seed=seed, round=round)
-    if labels is None:
-        raise ValueError(message("masked_pgd", "labels", 'labels [N] for objective="ce"', "None", "pass labels=..."))
-    check_labels("masked_pgd", labels, len(x), logits.shape[1])
+    check_labels(NAME, labels, len(x), logits.shape[1])
     return attack(x, ids, labels.to(x.device, torch.int64), seed=seed, round=round)

@@ -56,12 +56,10 @@ def check_alike(op: str, tensor: Tensor, name: str, images: Tensor, images_name:
         raise ValueError(message(op, name, expected, str(tensor.device), "move it there"))
 
 
-def check_patch(
-    op: str, centers: Tensor | None, radius: SupportsIndex | None, images: Tensor
-) -> tuple[Tensor | None, int]:
-    """``centers`` and ``radius`` as raw ops take them: no centers and :data:`WHOLE` where ``radius`` is ``None``."""
+def check_radius(op: str, radius: SupportsIndex | None) -> int:
+    """``radius`` as a number of pixels; :data:`WHOLE` where it is ``None``."""
     if radius is None:
-        return None, WHOLE
+        return WHOLE
     try:
         reach = operator.index(radius)
     except TypeError:
@@ -70,6 +68,16 @@ def check_patch(
         ) from None
     if reach < 0:
         raise ValueError(message(op, "radius", "an integer >= 0 or None", str(reach), "pass None for whole images"))
+    return reach
+
+
+def check_patch(
+    op: str, centers: Tensor | None, radius: SupportsIndex | None, images: Tensor
+) -> tuple[Tensor | None, int]:
+    """``centers`` and ``radius`` as raw ops take them: no centers and :data:`WHOLE` where ``radius`` is ``None``."""
+    reach = check_radius(op, radius)
+    if reach == WHOLE:
+        return None, WHOLE
     if not isinstance(centers, Tensor):
         expected, remedy = "an integer tensor [N, 2] of rows and columns", "pass one center an image, or radius=None"
         raise TypeError(message(op, "centers", expected, type(centers).__name__, remedy))
@@ -112,17 +120,29 @@ def channel_value(
 ) -> tuple[float, Tensor | None]:
     """``value`` as raw ops take it: a number, or one a channel ``[C]`` of the dtype that is computed in."""
     if isinstance(value, Tensor):
-        return 0.0, _channel_tensor(op, name, value, images)
+        check_channels(op, name, value, images)
+        row = value.detach().to(compute_dtype(images)).reshape(-1)
+        return 0.0, row.expand(images.shape[1]).contiguous()
+    check_value(op, name, value, lowest=lowest, finite=finite)
+    return float(value), None
+
+
+def check_value(op: str, name: str, value: float | Tensor, *, lowest: float = -math.inf, finite: bool = True) -> None:
+    """``value`` is a number in its range, or a tensor: that of a tensor is checked beside its images."""
+    if isinstance(value, Tensor):
+        return
     if not is_number(value):
         raise TypeError(message(op, name, "a number or a tensor [C]", type(value).__name__, "pass one of these"))
     if value != value or value < lowest or (finite and math.isinf(value)):
         kind = "a finite number" if finite else "a number"
         expected = kind if lowest == -math.inf else f"{kind} >= {lowest:g}"
         raise ValueError(message(op, name, expected, str(value), "correct it"))
-    return float(value), None
 
 
-def _channel_tensor(op: str, name: str, value: Tensor, images: Tensor) -> Tensor:
+def check_channels(op: str, name: str, value: float | Tensor, images: Tensor) -> None:
+    """``value``, where it is a tensor, has one number for all channels of ``images`` or one for each."""
+    if not isinstance(value, Tensor):
+        return
     channels = images.shape[1]
     if not value.is_floating_point():
         raise TypeError(message(op, name, "a floating-point tensor", str(value.dtype), "convert it with .float()"))
@@ -134,7 +154,6 @@ def _channel_tensor(op: str, name: str, value: Tensor, images: Tensor) -> Tensor
         raise ValueError(
             message(op, name, f"a number or a tensor [{channels}]", got, "pass one value for all channels or each")
         )
-    return value.detach().to(compute_dtype(images)).reshape(-1).expand(channels).contiguous()
 
 
 def check_range(op: str, lower: float | Tensor, upper: float | Tensor) -> None:

@@ -130,6 +130,43 @@ def test_arguments() -> None:
         masked_pgd(nn.Flatten(), x, radius=1)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "pattern"),
+    [
+        ({"radius": -1}, ValueError, r"`radius` expected an integer >= 0 or None, got -1"),
+        ({"radius": 1.5}, TypeError, r"`radius` expected an integer or None, got float"),
+        ({"eps": -1}, ValueError, r"`eps` expected a finite number >= 0, got -1"),
+        ({"eps": torch.ones(2)}, ValueError, r"`eps` expected a number or a tensor \[3\], got shape \[2\]"),
+        ({"step_size": "a", "direction": "descend"}, TypeError, r"`step_size` expected a number or a tensor \[C\]"),
+        ({"step_size": torch.ones(2)}, ValueError, r"`step_size` expected a number or a tensor \[3\]"),
+        ({"lower": 2}, ValueError, r"`lower` expected a number <= upper, 1.0, got 2"),
+        ({"upper": None}, TypeError, r"`upper` expected a number or a tensor \[C\], got NoneType"),
+        ({"ids": [0, 1]}, TypeError, r"`ids` expected a tensor \[N\], got list"),
+        ({"ids": torch.arange(5)}, ValueError, r"`ids` expected one id an image, \[6\], got \[5\]"),
+        ({"ids": torch.arange(6.0)}, TypeError, r"`ids` expected int64 sample ids, got torch.float32"),
+        ({"seed": 1.5}, TypeError, r"`seed` expected an integer, got float"),
+        ({"round": 2**63}, ValueError, r"`round` expected an integer of 64 bits"),
+        ({"x": torch.zeros(3, 8, 8)}, ValueError, r"`x` expected shape \[N, C, H, W\], got \[3, 8, 8\]"),
+        ({"x": None}, TypeError, r"`x` expected a tensor \[N, C, H, W\], got NoneType"),
+    ],
+)
+def test_arguments_are_called_what_the_caller_calls_them(
+    options: dict[str, object], kind: type[Exception], pattern: str
+) -> None:
+    frozen, x, _ = batch()
+    with pytest.raises(kind, match="^masked_pgd: " + pattern):
+        masked_pgd(frozen, **{"x": x, "radius": 1, **options})  # type: ignore[arg-type]
+
+
+def test_a_target_that_does_not_fit() -> None:
+    frozen, x, _ = batch()
+    ids = torch.arange(len(x))
+    with pytest.raises(ValueError, match=r"^masked_pgd: `target` expected logits \[6, K\], floating point, got torch"):
+        MaskedPGD(frozen, radius=1)(x, ids, torch.zeros(6, dtype=torch.int64), seed=0)
+    with pytest.raises(ValueError, match=r"^masked_pgd: `target` expected labels \[6\], int64, got torch.float32"):
+        MaskedPGD(frozen, radius=1, objective="ce")(x, ids, torch.zeros(6, 2), seed=0)
+
+
 def test_an_attack_goes_with_its_last_name() -> None:
     """A cycle would keep its graph, and the memory of a batch's activations, until the next collection."""
     with FrozenModel(nn.Sequential(nn.Flatten(), nn.Linear(16, 3))) as frozen:

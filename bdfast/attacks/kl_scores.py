@@ -38,7 +38,7 @@ from bdfast.runtime.frozen import FrozenModel
 from bdfast.runtime.guard import model_device, usable_device
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import PRECISIONS, Precision
-from bdfast.runtime.progress import Callback, Record
+from bdfast.runtime.progress import Callback, Record, check_callback
 from bdfast.runtime.ranks import Ranks
 from bdfast.runtime.score_table import ScoreTable
 from bdfast.training.resume import fingerprint
@@ -183,6 +183,7 @@ def kl_scores(
         )
     if not isinstance(model, nn.Module):
         raise TypeError(message("kl_scores", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+    check_callback("kl_scores", callback)
     source = Source("kl_scores", data, "data")
     chosen = _check_ids(ids, len(source))
     normalize = statistics("kl_scores", normalize)

@@ -36,7 +36,7 @@ from bdfast.optim import ProjectedSGD
 from bdfast.runtime.determinism import stream_seed
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
-from bdfast.runtime.progress import Callback, Record
+from bdfast.runtime.progress import Callback, Record, check_callback
 from bdfast.runtime.resident import Augment
 from bdfast.training.loop import fit
 from bdfast.training.options import AugmentName, BatchNormMode, check_number, check_one_of, check_training_options
@@ -227,6 +227,7 @@ def d3(
     """
     if not isinstance(config, D3Config):
         raise TypeError(message("d3", "config", "a D3Config", type(config).__name__, "pass D3Config(...)"))
+    check_callback("d3", callback)
     with workspace(
         "d3", model, clean_data, config, argument="clean_data", normalize=normalize, device=device, inplace=inplace,
         channels_last=config.channels_last,

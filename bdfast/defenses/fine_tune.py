@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from bdfast.errors import message
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
-from bdfast.runtime.progress import Callback
+from bdfast.runtime.progress import Callback, check_callback
 from bdfast.runtime.resident import Augment
 from bdfast.training.loop import fit
 from bdfast.training.options import (
@@ -116,6 +116,7 @@ def fine_tune(
         raise TypeError(
             message("fine_tune", "config", "a FineTuneConfig", type(config).__name__, "pass FineTuneConfig(...)")
         )
+    check_callback("fine_tune", callback)
     with workspace(
         "fine_tune",
         model,

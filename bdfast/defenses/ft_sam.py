@@ -37,7 +37,7 @@ from bdfast.errors import message
 from bdfast.optim import SAM
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
-from bdfast.runtime.progress import Callback
+from bdfast.runtime.progress import Callback, check_callback
 from bdfast.runtime.resident import Augment
 from bdfast.training.loop import fit
 from bdfast.training.options import (
@@ -163,6 +163,7 @@ def ft_sam(
     """
     if not isinstance(config, FTSAMConfig):
         raise TypeError(message("ft_sam", "config", "an FTSAMConfig", type(config).__name__, "pass FTSAMConfig(...)"))
+    check_callback("ft_sam", callback)
     with workspace(
         "ft_sam", model, clean_data, config, argument="clean_data", normalize=normalize, device=device, inplace=inplace
     ) as work:

@@ -10,11 +10,29 @@ from typing import Any, TextIO, TypeAlias
 
 import torch
 
+from bdfast.errors import message
+
 Record: TypeAlias = dict[str, Any]
 """What one epoch came to: numbers, and numbers by layer name, all of them plain Python."""
 
 Callback: TypeAlias = Callable[[Record], object]
 """Called with each epoch's record. What it raises ends the run, and the caller's model is as before."""
+
+
+def check_callback(where: str, callback: object) -> None:
+    """``callback`` can be called, or is None: a run of hours is not to end at the first record.
+
+    Raises:
+        TypeError: it is something else.
+
+    Example:
+        >>> check_callback("d3", 3)
+        Traceback (most recent call last):
+        TypeError: d3: `callback` expected a function of a record, got int; pass print, say
+    """
+    if callback is not None and not callable(callback):
+        got = type(callback).__name__
+        raise TypeError(message(where, "callback", "a function of a record", got, "pass print, say"))
 
 
 class Stopwatch:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from bdfast.errors import message
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
-from bdfast.runtime.progress import Callback
+from bdfast.runtime.progress import Callback, check_callback
 from bdfast.runtime.ranks import ALONE, Ranks
 from bdfast.runtime.resident import Augment
 from bdfast.training.loop import fit
@@ -174,6 +174,7 @@ def train_classifier(
         raise TypeError(
             message("train_classifier", "config", "a TrainConfig", type(config).__name__, "pass TrainConfig(...)")
         )
+    check_callback("train_classifier", callback)
     ranks = ALONE if distributed is False else Ranks.joined()
     if distributed and not Ranks.initialized():
         expected, remedy = "an initialised torch.distributed", "call init_process_group, or bdfast.runtime.torchrun"

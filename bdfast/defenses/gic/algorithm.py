@@ -50,7 +50,7 @@ from bdfast.nn.normalize import statistics
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import check_in_memory, model_device, usable_device
 from bdfast.runtime.plain_json import plain
-from bdfast.runtime.progress import Callback, Record, Stopwatch
+from bdfast.runtime.progress import Callback, Record, Stopwatch, check_callback
 from bdfast.training.workspace import Normalization, check_weights
 
 
@@ -138,6 +138,7 @@ def gic(
         raise TypeError(message("gic", "config", "a GICConfig", type(config).__name__, "pass GICConfig(...)"))
     if not isinstance(model, nn.Module):
         raise TypeError(message("gic", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
+    check_callback("gic", callback)
     check_in_memory("gic", model)
     place = model_device(model) if device is None else usable_device("gic", device)
     with (

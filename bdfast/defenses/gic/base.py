@@ -14,7 +14,7 @@ from bdfast.defenses.gic.config import GICConfig
 from bdfast.defenses.gic.guide import Guide
 from bdfast.errors import message
 from bdfast.runtime.chunks import ChunkStore, Columns, backing_off, in_chunks
-from bdfast.runtime.progress import Callback, Record
+from bdfast.runtime.progress import Callback, Record, check_callback
 from bdfast.training import resume
 from bdfast.training.workspace import Normalization
 
@@ -73,6 +73,7 @@ class Calibrator(ABC):
             TypeError, ValueError: model or data of another kind.
             LabelRangeError: a label that is no class of the model.
         """
+        check_callback("fit", callback)
         images, labels = as_tensors(data, "gic", "auxiliary_data")
         c = self.config
         if isinstance(model, Guide):
@@ -107,6 +108,7 @@ class Calibrator(ABC):
         """
         if not hasattr(self, "guide"):
             raise RuntimeError(message("transform", "self", "a fitted calibrator", "one that is not", "call fit first"))
+        check_callback("transform", callback)
         given = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
         images, given = as_tensors((images, given.to(images.device)), "transform", "images")
         targets = self._targets(images, None if labels is None else given)

@@ -35,7 +35,7 @@ from bdfast.defenses.pad_ft.scores import Caller, Scores
 from bdfast.defenses.pad_ft.selection import Selection, purity, select
 from bdfast.errors import message
 from bdfast.runtime.plain_json import plain
-from bdfast.runtime.progress import Callback, Record
+from bdfast.runtime.progress import Callback, Record, check_callback
 from bdfast.runtime.resident import ResidentData
 from bdfast.training.results import TrainedResult
 from bdfast.training.workspace import Normalization
@@ -147,6 +147,7 @@ def pad_ft(
     """
     if not isinstance(config, PadFTConfig):
         raise TypeError(message("pad_ft", "config", "a PadFTConfig", type(config).__name__, "pass PadFTConfig(...)"))
+    check_callback("pad_ft", callback)
     with open_run(CALLER, model, poisoned_data, config, normalize, device, ground_truth) as run:
         # 1. D_c: of each class the k samples of smallest SCE, in the order of their margins, which is the same.
         with run.watch("score"):

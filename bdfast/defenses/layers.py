@@ -11,6 +11,8 @@ from torch import nn
 from bdfast.errors import message
 from bdfast.models import classifier_layers
 
+_REMEDY = 'name the layers in the config: layers=["conv5"], say'
+
 
 def select_layers(
     where: str, model: nn.Module, layers: Literal["classifier"] | Sequence[str]
@@ -33,7 +35,7 @@ def select_layers(
         (['2', '4'], ['0', '4'])
     """
     if layers == "classifier":
-        chosen: dict[str, nn.Linear | nn.Conv2d] = dict(classifier_layers(model, where))
+        chosen: dict[str, nn.Linear | nn.Conv2d] = dict(classifier_layers(model, where, remedy=_REMEDY))
     else:
         chosen = {}
         for name in layers:

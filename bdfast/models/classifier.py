@@ -25,13 +25,24 @@ _TRANSPARENT = (
 )
 
 
-def classifier_layers(model: nn.Module, where: str = "classifier_layers") -> list[tuple[str, nn.Linear]]:
+# Most callers have no other layer to work on; those that take names say so.
+_REMEDY = "end it in one: the 1x1 convolution behind a global pool, say, is a Linear of the pooled features"
+
+
+def classifier_layers(
+    model: nn.Module, where: str = "classifier_layers", *, remedy: str = _REMEDY
+) -> list[tuple[str, nn.Linear]]:
     """The trailing run of ``nn.Linear`` in module order, with the names that ``model.get_submodule`` takes.
 
     The run is interrupted by anything but activations, dropout, flatten and identity. What stands behind the last
     linear layer and has no parameters (a loss, a pool that was registered late) does not matter, and neither does a
     wrapper around the model: PreAct-ResNet gives 1 layer, VGG 3, a vision transformer its head and no attention. Of
     heads side by side, whose logits a distilled DeiT or LeViT averages, all count: see :func:`classifier_heads`.
+
+    Args:
+        model: the network.
+        where: the function on whose behalf this happens; it opens the message.
+        remedy: what its caller can do about a model without a linear head; it ends the message.
 
     Raises:
         ValueError: the model does not end in a linear layer.
@@ -50,10 +61,8 @@ def classifier_layers(model: nn.Module, where: str = "classifier_layers") -> lis
                 break
         elif next(module.parameters(), None) is not None:
             got = f"{type(module).__name__} (`{name}`)"
-            remedy = "name the layers to use explicitly"
             raise ValueError(message(where, "model", "a model that ends in nn.Linear", got, remedy))
     if not run:
-        remedy = "name the layers to use explicitly"
         raise ValueError(message(where, "model", "a model that ends in nn.Linear", "none", remedy))
     found = dict(run)
     return [*((name, layer) for name, layer in _beside(model, run[-1][0]) if name not in found), *run]

@@ -277,7 +277,7 @@ def test_wrong_layers(mlp: nn.Sequential, tiny: Split) -> None:
     torch.nn.utils.parametrizations.weight_norm(mlp[5])
     with pytest.raises(ValueError, match="got a computed weight in `5`"):
         d3(mlp, tiny, quick(layers=["5"]))
-    with pytest.raises(ValueError, match="name the layers to use explicitly"):
+    with pytest.raises(ValueError, match=r'name the layers in the config: layers=\["conv5"\]'):
         d3(nn.Sequential(nn.Conv2d(1, 3, (3, 4)), nn.Flatten()), tiny, QUICK)
 
 

@@ -413,6 +413,10 @@ def test_what_is_refused(net: nn.Sequential, tiny: Split) -> None:
         pad_ft(lambda x: x, tiny)  # type: ignore[arg-type]
     with pytest.raises(LabelRangeError, match=r"classes in \[0, 3\), got 3 at index 4"):
         pad_ft(net, (images, torch.where(torch.arange(30) == 4, 3, labels)))
+    with pytest.raises(
+        ValueError, match=r"pad_ft: `model` expected a model that ends in nn\.Linear, got Conv2d.*; end it in"
+    ):
+        pad_ft(nn.Sequential(nn.Conv2d(1, 3, (3, 4)), nn.Flatten()), tiny, PadFTConfig(k=3))
     with pytest.raises(ValueError, match=r"logits that come straight from its last linear layer, got something else"):
         pad_ft(nn.Sequential(*net, nn.LogSoftmax(1)), tiny)
     broken = copy.deepcopy(net)

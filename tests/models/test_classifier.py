@@ -166,7 +166,7 @@ def test_a_head_that_the_model_has_twice_counts_once() -> None:
 
 
 def test_models_without_a_linear_head() -> None:
-    text = r"classifier_layers: `model` expected a model that ends in nn\.Linear, got Conv2d \(`1`\); name the layers"
+    text = r"classifier_layers: `model` expected a model that ends in nn\.Linear, got Conv2d \(`1`\); end it in one"
     with pytest.raises(ValueError, match=text):
         classifier_layers(nn.Sequential(nn.Linear(2, 2), nn.Conv2d(2, 2, 1), nn.Flatten()))
     with pytest.raises(ValueError, match="got none"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -32,10 +32,11 @@ class Plan(Generic[Settings]):
     settings: Settings
     config: Any  # the dataclass of what the command runs; None where it has none
     folder: Folder | None
+    without: Collection[str] = ()  # settings that have no effect here, and are none of the command
 
     def record(self, command: str) -> dict[str, Any]:
         """What is saved beside the results."""
-        return record(command, self.data, self.network, self.settings, self.config)
+        return record(command, self.data, self.network, self.settings, self.config, without=self.without)
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,37 @@ class Inputs(Generic[Settings]):
 
 
 def make_plan(
-    where: str, settings: type[Settings], config: type[Any] | None, everything: Sequence[Given]
+    where: str,
+    settings: type[Settings],
+    config: type[Any] | None,
+    everything: Sequence[Given],
+    *,
+    without: Collection[str] = (),
 ) -> Plan[Settings]:
     """Resolve the settings; options win over what an attack's folder says, and that over the defaults.
+
+    Args:
+        where: the command, which opens the messages.
+        settings: its own group of settings.
+        config: the dataclass of what it runs; None where it has none.
+        everything: what was given.
+        without: settings of these groups that would have no effect, and are refused.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: a setting that is refused, or no such folder.
     """
-    known = keys([DataSettings, ModelSettings, settings, *([config] if config else [])])
+    known = keys([DataSettings, ModelSettings, settings, *([config] if config else [])], without)
     own = resolve(where, settings, everything, known)
     folder = find_folder(where, own.attack_dir, everything)
     if folder is not None:
         everything = [*folder.given(), *everything]
     data = resolve(where, DataSettings, everything, known)
     network = resolve(where, ModelSettings, everything, known)
-    chosen = resolve(where, config, [*defaults_for(data.data, config), *everything], known) if config else None
-    return Plan(data, network, own, chosen, folder)
+    chosen = None
+    if config is not None:
+        defaults = [item for item in defaults_for(data.data, config) if item.key not in without]
+        chosen = resolve(where, config, [*defaults, *everything], known)
+    return Plan(data, network, own, chosen, folder, without)
 
 
 def load_inputs(where: str, plan: Plan[Settings]) -> Inputs[Settings]:

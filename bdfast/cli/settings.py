@@ -151,9 +151,9 @@ def read_config(path: Path, command: str) -> list[Given]:
     return [Given(f"{path}: {key}", key, value) for key, value in content.items() if key not in _META]
 
 
-def keys(groups: Iterable[type]) -> list[str]:
-    """The settings that ``groups`` know."""
-    return sorted({item.name for group in groups for item in fields(group)})  # type: ignore[arg-type]
+def keys(groups: Iterable[type], without: Collection[str] = ()) -> list[str]:
+    """The settings that ``groups`` know, but for those ``without``."""
+    return sorted({item.name for group in groups for item in fields(group)} - set(without))  # type: ignore[arg-type]
 
 
 def resolve(where: str, group: type[Group], settings: Sequence[Given], known: Sequence[str]) -> Group:
@@ -197,21 +197,22 @@ def defaults_for(data: str, group: Any) -> list[Given]:
     return [Given(f"digits: {name}", name, getattr(digits, name)) for name in changed]
 
 
-def document(group: type, title: str) -> str:
-    """The fields of a config with type and default, for the end of a help text."""
+def document(group: type, title: str, without: Collection[str] = ()) -> str:
+    """The fields of a config with type and default, but for those ``without``, for the end of a help text."""
     hints, default = get_type_hints(group), group()
-    width = max(len(item.name) for item in fields(group))  # type: ignore[arg-type]
+    shown = [item for item in fields(group) if item.name not in without]  # type: ignore[arg-type]
+    width = max(len(item.name) for item in shown)
     lines = []
-    for item in fields(group):  # type: ignore[arg-type]
+    for item in shown:
         value = getattr(default, item.name)
         said = "none" if value is None else str(value).lower() if isinstance(value, bool) else value  # as it is typed
         lines.append(f"  {item.name:<{width}} {describe(hints[item.name])} (default: {said})")
     return "\n".join([f"{title}, for --set and --config:", *lines])
 
 
-def record(command: str, *groups: Any) -> dict[str, Any]:
-    """The resolved settings as one flat mapping, which ``--config`` reads back."""
+def record(command: str, *groups: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """The resolved settings, but for those ``without``, as one flat mapping, which ``--config`` reads back."""
     merged: dict[str, Any] = {"bdfast": __version__, "command": command}
     for group in groups:
-        merged.update({item.name: getattr(group, item.name) for item in fields(group)})
+        merged.update({item.name: getattr(group, item.name) for item in fields(group) if item.name not in without})
     return merged

@@ -57,6 +57,15 @@ def test_run_and_precedence(checkout: Path, bdfast: Run) -> None:
     assert {"d3_df.csv", "d3_df_summary.csv"} <= set(os.listdir(out))
 
 
+def test_a_defense_without_a_reserve_says_that_ratio_is_not_used(checkout: Path, bdfast: Run) -> None:
+    few = ["--set", "k=5", "--set", "clip_epochs=1", "--set", "epochs=1", "--set", "clip_batch_size=50"]
+    outcome = bdfast("bb", "pad-ft", *COMMON, *few, "--ratio", "0.1")
+    assert outcome.code == 0, outcome.err
+    assert "note: not used by pad-ft: ratio" in outcome.err
+    saved = json.loads((checkout / "record" / "badnet_0_1" / "defense" / "pad-ft" / "config.json").read_text())
+    assert not {"reserve", "draw", "auxiliary"} & set(saved)
+
+
 def test_index_file_and_set(checkout: Path, bdfast: Run) -> None:
     (checkout / "index.txt").write_text("5\n3\n9\n")
     words = ["--index", "index.txt", "--set", "epochs=1", "--device", "cuda:0,1"]

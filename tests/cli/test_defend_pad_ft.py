@@ -42,5 +42,10 @@ def test_there_are_no_clean_images_to_choose(
     refused = bdfast("defend", defense, "--attack-dir", attack_dir, "--out", tmp_path / "out", option)
     assert refused.code == 2
     assert f"unrecognized arguments: {option}" in refused.err
+    by_name = bdfast(
+        "defend", defense, "--attack-dir", attack_dir, "--out", tmp_path / "out", "--set", option.removeprefix("--")
+    )
+    assert by_name.code == 2
+    assert "expected the name of a setting" in by_name.err
     shown = bdfast("defend", defense, "--help").out
     assert option.partition("=")[0] not in shown

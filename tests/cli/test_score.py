@@ -132,6 +132,23 @@ def test_sce_says_whom_pad_ft_would_trust(bdfast: Run, attack_dir: Path, tmp_pat
     assert summary["selected"] == int(selected.sum())
     zero = selected & (labels == 0)
     assert summary["purity"]["0"] == pytest.approx(float((~poisoned.is_poisoned[zero]).double().mean()))
-    refused = bdfast(*words, "--verify", "3")
-    assert refused.code == 2
-    assert "`--verify` expected 0, since only advrbd can be verified, got 3" in refused.err
+    saved = json.loads((tmp_path / "sce" / "config.json").read_text())
+    assert (saved["k"], saved["split"], "clip_lr" in saved, "verify" in saved) == (5, "none", False, False)
+    again = bdfast("score", "sce", "--config", tmp_path / "sce" / "config.json", "--out", tmp_path / "again")
+    assert again.code == 0, again.err
+    assert (tmp_path / "again" / "scores.csv").read_bytes() == (tmp_path / "sce" / "scores.csv").read_bytes()
+
+
+def test_settings_of_sce_are_those_that_act_on_it(bdfast: Run, attack_dir: Path, tmp_path: Path) -> None:
+    """What had no effect would pass for what had one."""
+    shown = bdfast("score", "sce", "--help").out
+    assert "\n  spread_ratio " in shown
+    assert not any(f"\n  {name} " in shown for name in ("lam", "clip_epochs", "lr", "precision", "flip"))
+    assert "--verify" not in shown
+    assert "--verify" in bdfast("score", "advrbd", "--help").out
+    words = ["score", "sce", "--attack-dir", attack_dir, "--out", tmp_path / "x"]
+    assert "unrecognized arguments: --verify 3" in bdfast(*words, "--verify", "3").err
+    for item in ("clip_lr=0.5", "verify=3"):
+        refused = bdfast(*words, "--set", item)
+        assert refused.code == 2
+        assert f"`--set {item.partition('=')[0]}` expected the name of a setting" in refused.err

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bdfast.cli.command import Command, exit_codes
-from bdfast.cli.commands.defend import DefendSettings, defend
+from bdfast.cli.commands.defend import DefendSettings, defend, without
 from bdfast.cli.defenses import DEFENSES, Defense
 from bdfast.cli.settings import Given
 from bdfast.errors import message
@@ -46,6 +46,10 @@ def settings(where: str, defense: Defense, merged: Mapping[str, Any], options: a
     """The arguments as settings of ``bdfast defend``."""
     known = [item.name for item in (*fields(DefendSettings), *fields(defense.config))]  # type: ignore[arg-type]
     translated, unused = translate(merged, known)
+    for name in without(defense):
+        translated.pop(name, None)
+    if "reserve" in without(defense):
+        unused += [name for name in ("ratio", "index") if getattr(options, name) is not None]
     if unused:
         print(f"note: not used by {defense.name}: {', '.join(sorted(unused))}", file=sys.stderr)
     translated |= {

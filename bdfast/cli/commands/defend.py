@@ -66,7 +66,7 @@ class DefendSettings:
         f"what to hold in their place: the same images in another condition ({', '.join(CONDITIONS)}), another data "
         "set (an .npz file or a folder; --reserve says how much of it), or a folder of `bdfast defend gic`",
     )
-    seed: int = setting(0, "seeds the draw of the reserve and the defense")
+    seed: int = setting(0, "seeds the defense, and the draw of the reserve where it takes one")
     report: Literal["html", "png", "none"] = setting("html", "report of what changed")
 
 
@@ -122,7 +122,12 @@ PROVIDERS: dict[str, Callable[[Job], Any]] = {
 """What a defense can ask for by name (``Defense.needs``)."""
 
 CLEAN_IMAGES = ("reserve", "draw", "auxiliary")
-"""Settings that choose clean images: no options of a defense that takes none."""
+"""Settings that choose clean images: none of a defense that takes no such images."""
+
+
+def without(defense: Defense) -> tuple[str, ...]:
+    """Settings that would have no effect on a defense."""
+    return () if "reserve" in defense.needs else CLEAN_IMAGES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,8 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        unused = () if "reserve" in defense.needs else CLEAN_IMAGES
-        add_settings(one, ModelSettings, DataSettings, DefendSettings, without=unused)
+        add_settings(one, ModelSettings, DataSettings, DefendSettings, without=without(defense))
         one.add_argument("--out", metavar="DIR", help="folder for the results; required without --record")
         one.add_argument(
             "--record",
@@ -159,7 +163,7 @@ def run(options: argparse.Namespace) -> int:
 def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str | None, into_record: bool) -> int:
     """Load, defend, evaluate before and after, and write everything at the end."""
     optional_import("safetensors", extra="cli", purpose="to write model.safetensors")
-    chosen = make_plan(where, DefendSettings, defense.config, settings)
+    chosen = make_plan(where, DefendSettings, defense.config, settings, without=without(defense))
     check_report(chosen.settings.report)
     target = None
     if into_record:

@@ -23,7 +23,6 @@ from bdfast.cli.reporting import check_report, make_report
 from bdfast.cli.scorers import SCORERS, Scorer
 from bdfast.cli.settings import add_settings, document, given, setting
 from bdfast.cli.state import make_state_folder, note_of_foreign_state, state_folder
-from bdfast.errors import message
 from bdfast.files import refuse_links
 from bdfast.report import ClassHistograms, Curves, Histogram, Panel, Report
 from bdfast.runtime.plain_json import plain
@@ -69,11 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             scorer.name,
             help=scorer.summary,
             description=f"Score the training set: {scorer.summary}.",
-            epilog=f"{document(scorer.config, f'settings of {scorer.name}')}\n\n{exit_codes()}",
+            epilog=f"{document(scorer.config, f'settings of {scorer.name}', scorer.without)}\n\n{exit_codes()}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        add_settings(one, ModelSettings, DataSettings, ScoreSettings)
+        add_settings(one, ModelSettings, DataSettings, ScoreSettings, without=scorer.without)
         one.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
         one.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         one.set_defaults(chosen=scorer)
@@ -83,11 +82,9 @@ def run(options: argparse.Namespace) -> int:
     """Load, score, and write everything at the end; under torchrun every process takes its part."""
     scorer: Scorer = options.chosen
     where = f"bdfast score {scorer.name}"
-    plan = make_plan(where, ScoreSettings, scorer.config, given(options, f"score {scorer.name}"))
+    settings = given(options, f"score {scorer.name}")
+    plan = make_plan(where, ScoreSettings, scorer.config, settings, without=scorer.without)
     check_report(plan.settings.report)
-    if plan.settings.verify and scorer.parity is None:
-        got, known = str(plan.settings.verify), ", ".join(s.name for s in SCORERS if s.parity is not None)
-        raise ValueError(message(where, "--verify", f"0, since only {known} can be verified", got, "leave it out"))
     with torchrun(_A_DAY) as ranks:
         foreign = None if plan.folder is None else plan.folder.path
         if foreign is not None:

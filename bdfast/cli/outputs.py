@@ -199,12 +199,31 @@ def epoch_rows(history: Sequence[Mapping[str, Any]], before: Metrics | None, aft
     batch like a full one, are left out.
     """
     rows: list[dict[str, Any]] = [] if before is None else [{"epoch": 0, **_test_rates(before)}]
-    for record in history:
-        row = {"epoch": record["epoch"], "train_loss": record["loss"], "train_acc": record["accuracy"]}
-        rows.append({**row, "lr": record["lr"], **_totals(record)})
+    rows += [_epoch_row(record) for record in history]
     if rows:
         rows[-1].update(_test_rates(after))
     return rows
+
+
+def record_rows(history: Sequence[Mapping[str, Any]], after: Metrics) -> list[dict[str, Any]]:
+    """Rows of a record's ``<method>_df.csv``, which are read by position: one an epoch, counted from 0, as there.
+
+    What was not measured is left out, which makes an empty cell: the test rates of all epochs but the last, and the
+    model before, whose rates are in ``metrics.json``. ``valid_max`` of the summary is so one of the model's own rates.
+    """
+    rows = [{**_epoch_row(record), "epoch": number} for number, record in enumerate(history)]
+    if rows:
+        rows[-1].update(_test_rates(after))
+    return [{key: value for key, value in row.items() if not _is_nan(value)} for row in rows]
+
+
+def _epoch_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"epoch": record["epoch"], "train_loss": record["loss"], "train_acc": record["accuracy"]}
+    return {**row, "lr": record["lr"], **_totals(record)}
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _totals(record: Mapping[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import pytest
 from bdfast import attacks, models
 from bdfast.cli.commands.bb import base_data
 from bdfast.data import load, read_index
-from bdfast.integrations.backdoorbench import read_artefact, save_record
+from bdfast.integrations.backdoorbench import read_artefact, read_metrics, save_record
 from bdfast.integrations.backdoorbench.arguments import merge, translate
 from tests.cli.conftest import Outcome
 from tests.data.test_cifar_python import cifar10, write
@@ -35,6 +35,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+RATES = ("test_acc", "test_asr", "test_ra")
 COMMON = ["--result_file", "badnet_0_1", "--dataset", "digits", "--limit", "200,80"]
 
 
@@ -74,6 +75,20 @@ def test_index_file_and_set(checkout: Path, bdfast: Run) -> None:
     index = checkout / "record" / "badnet_0_1" / "defense" / "ft" / "log" / "index.txt"
     assert index.read_text() == "5\n3\n9\n"
     assert "note: " in outcome.err  # one GPU of two, or none
+
+
+def test_a_table_has_a_row_an_epoch(checkout: Path, bdfast: Run) -> None:
+    """It is read by position: what the last row and ``valid_max`` say is of the defended model."""
+    assert bdfast("bb", "ft", *COMMON, "--epochs", "3").code == 0
+    folder = checkout / "record" / "badnet_0_1" / "defense" / "ft"
+    rows = read_metrics(folder / "ft_df.csv")
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [sorted(key for key in row if key.startswith("test_")) for row in rows] == [[], [], [*RATES]]
+    assert all({"train_loss", "train_acc", "lr"} <= set(row) for row in rows)
+    after = json.loads((folder / "metrics.json").read_text())["after"]
+    last, largest, _ = read_metrics(folder / "ft_df_summary.csv")
+    for name in RATES:
+        assert last[name] == largest[name] == rows[-1][name] == after[name.removeprefix("test_")]
 
 
 @pytest.mark.parametrize(

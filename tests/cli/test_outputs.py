@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bdfast.cli.outputs import epoch_rows, results_folder, table, to_json, write_csv
+from bdfast.cli.outputs import epoch_rows, record_rows, results_folder, table, to_json, write_csv
 from bdfast.metrics import Metrics
 from tests.cli.conftest import names
 
@@ -60,6 +60,14 @@ def test_csv(tmp_path: Path) -> None:
     assert rows[0] == ["", "epoch", "test_acc", "test_asr", "test_ra", "train_loss", "train_acc", "lr", "distance"]
     assert rows[1] == ["0", "0", "0.9", "1.0", "0.0", *["nan_value"] * 4]
     assert rows[2] == ["1", "1", "0.8", "nan_value", "0.5", "0.5", "0.75", "0.1", "3.0"]
+
+
+def test_rows_of_a_record_are_one_an_epoch() -> None:
+    history = [{"epoch": e, "loss": 0.5, "accuracy": 0.75, "lr": 0.1} for e in (1, 2)]
+    assert record_rows(history, Metrics(0.8, math.nan, 0.5)) == [
+        {"epoch": 0, "train_loss": 0.5, "train_acc": 0.75, "lr": 0.1},
+        {"epoch": 1, "train_loss": 0.5, "train_acc": 0.75, "lr": 0.1, "test_acc": 0.8, "test_ra": 0.5},
+    ]
 
 
 def test_folder_appears_as_a_whole(tmp_path: Path) -> None:

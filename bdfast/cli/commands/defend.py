@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from bdfast.cli.outputs import (
     RESUME_FILE,
     epoch_rows,
     ratings,
+    record_rows,
     results_folder,
     table,
     write_csv,
@@ -192,7 +192,7 @@ def defend(where: str, defense: Defense, settings: Sequence[Given], *, out: str 
             note = make_report(chosen.settings.report, folder, _report(defense, job, result, rates, resolved))
     if target is not None and defense.save is None:
         try:
-            write_into_record(target, defense, job, result, before, after)
+            write_into_record(target, defense, job, result, after)
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(f"the results are in {out}, those of the record are not complete") from interrupt
     print(text)
@@ -263,7 +263,7 @@ def record_path(where: str, folder: Folder | None) -> Path:
     return folder.path
 
 
-def write_into_record(target: Path, defense: Defense, job: Job, result: Any, before: Metrics, after: Metrics) -> None:
+def write_into_record(target: Path, defense: Defense, job: Job, result: Any, after: Metrics) -> None:
     """``defense/NAME/`` as BackdoorBench's scripts leave it."""
     write_defense_result(
         target,
@@ -271,10 +271,7 @@ def write_into_record(target: Path, defense: Defense, job: Job, result: Any, bef
         result.model,
         model_name=job.victim.arch,
         num_classes=len(job.splits.class_names),
-        history=[
-            {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
-            for row in epoch_rows(result.history, before, after)
-        ],
+        history=record_rows(result.history, after),
         index=job.reserve if "reserve" in defense.needs else None,
     )
 

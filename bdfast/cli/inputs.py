@@ -17,6 +17,7 @@ from bdfast.cli.settings import MAX_CONFIG_BYTES, Given, setting
 from bdfast.data import FAMILIES, DataSplits, load, load_calibrated, normalization, read_index, reserve, shift
 from bdfast.errors import message
 from bdfast.metrics import Metrics, accuracy, evaluate, predict
+from bdfast.models.registry import size_of
 from bdfast.nn import clip_activations
 from bdfast.runtime.checkpoints import load_into, load_state
 
@@ -185,6 +186,13 @@ def load_model(where: str, settings: ModelSettings, splits: DataSplits, data: st
     bounds = [name for name in checkpoint.state if name.startswith(CLIPS) and name.endswith(BOUND)]
     weights = {name: value for name, value in checkpoint.state.items() if name not in bounds}
     model: nn.Module
+    known = size_of(arch, weights)
+    if known is not None:
+        channels, classes = known
+        if images.shape[1] != channels:
+            raise wrong_data(where, f"images [{channels}, H, W], as {path} takes", str(list(images.shape[1:])), data)
+        if len(splits.class_names) > classes:
+            raise wrong_data(where, f"at most the {classes} classes of {path}", str(len(splits.class_names)), data)
     if arch.replace("preactresnet", "preact_resnet") in models.names():
         model = models.from_state(arch, weights, image_size=size)
     else:
@@ -196,6 +204,13 @@ def load_model(where: str, settings: ModelSettings, splits: DataSplits, data: st
     model.to(choose_device(where, settings.device)).eval()
     metadata = {"model_name": arch, "num_classes": len(splits.class_names), "normalize": format_normalize(normalize)}
     return LoadedModel(model, arch, normalize, metadata)
+
+
+def wrong_data(where: str, expected: str, got: str, data: str) -> ValueError:
+    """An error over images that do not go with a model: most often those that are loaded where nothing is said."""
+    source = f"{data}, the default" if data == DataSettings.data else data
+    remedy = "pass --data with the data set that the model was trained on"
+    return ValueError(message(where, "--data", expected, f"{got} ({source})", remedy))
 
 
 def reserve_index(

@@ -17,6 +17,7 @@ from bdfast.cli.inputs import (
     load_model,
     parse_normalize,
     read_attack_folder,
+    wrong_data,
 )
 from bdfast.cli.settings import Given
 from bdfast.data import DataSplits
@@ -97,6 +98,11 @@ def load_victim(
     if isinstance(folder, AttackFolder):
         known = Known(folder.poisoned, folder.poisoned.trigger(*splits.test))
         return load_model(where, settings, splits, data), known
+    height, width, channels = folder.stored.image_shape
+    shape = list(splits.test[0].shape[1:])
+    if shape != [channels, height, width]:
+        expected = f"images {[channels, height, width]}, the {folder.stored.clean_data} of {folder.path}"
+        raise wrong_data(where, expected, str(shape), data)
     said = None if settings.normalize == "auto" else parse_normalize(where, settings.normalize, data)
     if settings.normalize == "none":
         said = (0.0,), (1.0,)

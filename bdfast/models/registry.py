@@ -169,6 +169,19 @@ def from_state(
     )
 
 
+def size_of(name: str, state: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Channels of the images and number of classes of a state dict; None where it is of no network of ours.
+
+    Example:
+        >>> size_of("digits_cnn", build("digits_cnn", num_classes=7).state_dict())
+        (1, 7)
+    """
+    own = _ARCHITECTURES.get(_ALIASES.get(name, name))
+    if own is None or not all(key in state and state[key].ndim > 1 for key in (own.stem, own.head)):
+        return None
+    return state[own.stem].shape[1], len(state[own.head])
+
+
 def _construct(
     name: str, num_classes: int, image_size: tuple[int, int], channels: int | None, options: dict[str, Any]
 ) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,21 @@ def test_other_architecture(bdfast: Run, attack_dir: Path) -> None:
     outcome = bdfast("evaluate", "--attack-dir", attack_dir, "--arch", "preact_resnet18")
     assert outcome.code == 2
     assert "model.safetensors" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "defend d3", "defend pad-ft", "score sce"])
+def test_a_model_of_other_images_than_the_default_ones(bdfast: Run, tmp_path: Path, command: str) -> None:
+    colour = models.build("digits_cnn", num_classes=10, image_size=8, channels=3)
+    save_state(tmp_path / "colour.safetensors", colour.state_dict(), {"model_name": "digits_cnn"})
+    out = [] if command == "evaluate" else ["--out", tmp_path / "out"]
+    outcome = bdfast(*command.split(), "--model", tmp_path / "colour.safetensors", *out)
+    assert outcome.code == 2
+    says = rf"bdfast {command}: `--data` expected images \[3, H, W\], as .*colour.safetensors takes, got \[1, 8, 8\] "
+    assert re.search(says + r"\(digits, the default\); pass --data with the data set", outcome.err)
+    few = models.build("digits_cnn", num_classes=4, image_size=8)
+    save_state(tmp_path / "few.safetensors", few.state_dict(), {"model_name": "digits_cnn"})
+    outcome = bdfast(*command.split(), "--model", tmp_path / "few.safetensors", *out)
+    assert re.search("`--data` expected at most the 4 classes of .*few.safetensors, got 10 ", outcome.err)
 
 
 def test_nothing_to_load(bdfast: Run, tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def test_evaluate(option: str, record: Path, bdfast: Run) -> None:
     assert rates["n_eligible"] == expected.n_eligible
 
 
+def test_other_images_than_those_of_the_record(record: Path, bdfast: Run) -> None:
+    outcome = bdfast("evaluate", "--model", record, "--image-size", "16,16")
+    assert outcome.code == 2
+    says = f"`--data` expected images [1, 8, 8], the digits of {record}, got [1, 16, 16] ("
+    assert says in outcome.err
+
+
 @pytest.fixture(scope="module")
 def converted(record: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("converted")

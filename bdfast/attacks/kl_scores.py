@@ -41,6 +41,7 @@ from bdfast.runtime.precision import PRECISIONS, Precision
 from bdfast.runtime.progress import Callback, Record, check_callback
 from bdfast.runtime.ranks import Ranks
 from bdfast.runtime.score_table import ScoreTable
+from bdfast.training.options import check_flag
 from bdfast.training.resume import fingerprint
 
 Combine: TypeAlias = Literal["mean", "median", "min"]
@@ -109,6 +110,7 @@ class KLScoreConfig:
             if getattr(self, name) not in allowed:
                 got = repr(getattr(self, name))
                 raise ValueError(message("KLScoreConfig", name, f"one of {', '.join(allowed)}", got, "choose one"))
+        check_flag("KLScoreConfig", "compile", self.compile)
         least = {"steps": 1, "patches": 1, "radius": 0, "seed": 0, "round": 0, "batch_size": 1}
         for name, low in least.items():
             value = getattr(self, name)

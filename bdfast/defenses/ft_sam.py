@@ -44,6 +44,7 @@ from bdfast.training.options import (
     AugmentName,
     BatchNormMode,
     can_fuse,
+    check_flag,
     check_number,
     check_training_options,
 )
@@ -109,8 +110,7 @@ class FTSAMConfig:
     def __post_init__(self) -> None:
         take_plain_numbers(self)
         check_number("FTSAMConfig", "rho", self.rho)
-        if not isinstance(self.adaptive, bool):
-            raise TypeError(message("FTSAMConfig", "adaptive", "True or False", repr(self.adaptive), "pass a bool"))
+        check_flag("FTSAMConfig", "adaptive", self.adaptive)
         check_number("FTSAMConfig", "label_smoothing", self.label_smoothing, high=1.0)
         check_number("FTSAMConfig", "weight_decay", self.weight_decay)
         check_training_options("FTSAMConfig", self)

@@ -55,12 +55,7 @@ def check_training_options(where: str, options: Any) -> None:
     if isinstance(options.seed, bool) or not isinstance(options.seed, int) or not 0 <= options.seed < 2**32:
         raise ValueError(message(where, "seed", "a whole number in [0, 2^32)", repr(options.seed), "pass 0, say"))
     for name in ("deterministic", "channels_last", "compile"):  # not every config has all of them
-        value = getattr(options, name, False)
-        if name == "channels_last" and value is None:
-            continue
-        if not isinstance(value, bool):
-            expected = "True, False or None" if name == "channels_last" else "True or False"
-            raise TypeError(message(where, name, expected, repr(value), "pass a bool"))
+        check_flag(where, name, getattr(options, name, False), none=name == "channels_last")
 
 
 def can_fuse(parameters: Sequence[Tensor]) -> bool:
@@ -86,6 +81,19 @@ def check_count(where: str, name: str, value: object) -> None:
     """``value`` is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(message(where, name, "a whole number, at least 1", repr(value), "correct it"))
+
+
+def check_flag(where: str, name: str, value: object, *, none: bool = False) -> None:
+    """``value`` is True or False, or with ``none`` None.
+
+    Example:
+        >>> check_flag("D3Config", "deterministic", 1)
+        Traceback (most recent call last):
+        TypeError: D3Config: `deterministic` expected True or False, got 1; pass a bool
+    """
+    if not isinstance(value, bool) and not (none and value is None):
+        expected = "True, False or None" if none else "True or False"
+        raise TypeError(message(where, name, expected, repr(value), "pass a bool"))
 
 
 def check_one_of(where: str, name: str, value: object, choices: Sequence[str]) -> None:

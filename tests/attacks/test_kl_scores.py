@@ -261,6 +261,11 @@ def test_config_errors(options: dict[str, object], pattern: str) -> None:
         KLScoreConfig(**options)  # type: ignore[arg-type]
 
 
+def test_a_flag_that_is_none() -> None:
+    with pytest.raises(TypeError, match="KLScoreConfig: `compile` expected True or False, got 3; pass a bool"):
+        KLScoreConfig(compile=3)  # type: ignore[arg-type]
+
+
 def test_argument_errors() -> None:
     data, model = images(), network()
     with pytest.raises(TypeError, match=r"kl_scores: `config` expected a KLScoreConfig, got dict"):

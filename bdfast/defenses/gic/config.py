@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from bdfast.errors import message
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import PRECISIONS, Precision
-from bdfast.training.options import check_count, check_number, check_one_of
+from bdfast.training.options import check_count, check_flag, check_number, check_one_of
 
 Mode: TypeAlias = Literal["sample", "prompt", "network"]
 Norm: TypeAlias = Literal["inf"] | float
@@ -113,9 +113,7 @@ class GICConfig:
             check_count(where, name, getattr(self, name))
         check_number(where, "momentum", self.momentum, high=1.0)
         for name in ("per_class", "deterministic"):
-            if not isinstance(getattr(self, name), bool):
-                got = repr(getattr(self, name))
-                raise TypeError(message(where, name, "True or False", got, "pass a bool"))
+            check_flag(where, name, getattr(self, name))
         check_number(where, "w_bn", self.w_bn)
         check_one_of(where, "labels", self.labels, get_args(LabelSource))
         if self.conf is not None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from bdfast.errors import message
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import PRECISIONS, Precision
-from bdfast.training.options import check_count, check_number, check_one_of
+from bdfast.training.options import check_count, check_flag, check_number, check_one_of
 
 Sites: TypeAlias = Literal["stage-relu", "all-relu"] | Sequence[str]
 
@@ -222,7 +222,7 @@ class PadFTConfig:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(message(where, "seed", "a whole number in [0, 2^32)", repr(self.seed), "pass 0, say"))
         check_one_of(where, "precision", self.precision, PRECISIONS)
-        _check_flag(where, "deterministic", self.deterministic)
+        check_flag(where, "deterministic", self.deterministic)
 
     def _check_selection(self, where: str) -> None:
         for name in ("k", "score_batch_size", "split_dims"):
@@ -266,8 +266,8 @@ class PadFTConfig:
         for name in ("momentum", "brightness", "contrast"):
             check_number(where, name, getattr(self, name), high=1.0)
         if self.flip != "auto":
-            _check_flag(where, "flip", self.flip)
-        _check_flag(where, "cache_features", self.cache_features)
+            check_flag(where, "flip", self.flip)
+        check_flag(where, "cache_features", self.cache_features)
         if self.draws is not None:
             check_count(where, "draws", self.draws)
 
@@ -302,8 +302,3 @@ def _check_names(where: str, sites: object) -> tuple[str, ...]:
         return tuple(dict.fromkeys(sites))
     expected = '"stage-relu", "all-relu", or a list of module names'
     raise ValueError(message(where, "sites", expected, repr(sites), 'pass ["relu1"], say'))
-
-
-def _check_flag(where: str, name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(message(where, name, "True or False", repr(value), "pass a bool"))

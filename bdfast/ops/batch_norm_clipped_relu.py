@@ -147,7 +147,8 @@ def _cpp(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     channels_last = ch.is_channels_last(x)
     x = ch.dense(x, channels_last)
-    y, bits, scale = ch.empty_dense(x, channels_last), ch.empty_bits(x, need_x + need_bound), torch.empty(len(mean))
+    y, bits = ch.empty_dense(x, channels_last), ch.empty_bits(x, need_x + need_bound)
+    scale = x.new_empty(len(mean), dtype=torch.float32)
     parameters = [None if p is None else p.contiguous() for p in (mean, var, weight, bias, bound)]
     *statistics, z = (0 if p is None else p.data_ptr() for p in parameters)
     native().batch_norm_clipped_relu_fwd(

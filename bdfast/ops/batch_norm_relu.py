@@ -218,8 +218,8 @@ def _cpp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channels_last = ch.is_channels_last(x)
     x, residual = ch.dense(x, channels_last), None if residual is None else ch.dense(residual, channels_last)
-    y, saved = ch.empty_dense(x, channels_last), torch.empty((5, x.shape[1]))
-    mean, var = (torch.empty(x.shape[1]) for _ in range(2))
+    y, saved = ch.empty_dense(x, channels_last), x.new_empty((5, x.shape[1]), dtype=torch.float32)
+    mean, var = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
         return y, mean.fill_(torch.nan), var.fill_(torch.nan), saved.fill_(torch.nan)
     native().batch_norm_relu_fwd(
@@ -240,7 +240,7 @@ def _cpp_backward(
     x, grad, saved = ch.dense(x, channels_last), ch.dense(grad, channels_last), saved.contiguous()
     y = None if y is None else ch.dense(y, channels_last)
     grad_x, masked = ch.empty_dense(x, channels_last), None if y is None else ch.empty_dense(x, channels_last)
-    grad_weight, grad_bias = (torch.zeros(x.shape[1]) for _ in range(2))
+    grad_weight, grad_bias = (x.new_zeros(x.shape[1], dtype=torch.float32) for _ in range(2))
     if x.numel():
         native().batch_norm_relu_bwd(
             *_activations(x, channels_last), *map(_address, (grad, y, saved)), relu,

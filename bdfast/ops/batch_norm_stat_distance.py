@@ -134,11 +134,11 @@ def _arguments(x: Tensor, mean: Tensor, var: Tensor) -> tuple[int, ...]:
 
 def _cpp(x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     x = ch.dense(x, ch.is_channels_last(x))
-    stats = torch.empty((2, x.shape[1]), dtype=torch.float64)
+    stats = x.new_empty((2, x.shape[1]), dtype=torch.float64)
     if x.numel() == 0:
-        return torch.full((), torch.nan), stats.fill_(torch.nan)
+        return x.new_full((), torch.nan, dtype=torch.float32), stats.fill_(torch.nan)
     distance = native().batch_norm_stat_distance_fwd(*_arguments(x, mean, var), stats.data_ptr())
-    return torch.full((), distance), stats
+    return x.new_full((), distance, dtype=torch.float32), stats
 
 
 def _cpp_backward(x: Tensor, mean: Tensor, var: Tensor, stats: Tensor, grad: Tensor) -> Tensor:

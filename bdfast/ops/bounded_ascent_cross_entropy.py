@@ -158,7 +158,7 @@ def reference_backward(
     down, up = _weights(len(z), num_descend, mu)
     descends = torch.arange(len(z), device=z.device) < num_descend
     active = descends | ~(_cross_entropy(z, target, stats) >= tau)  # NaN is not at rest
-    weight = grad_loss.to(z.dtype) * torch.where(descends, down, up).to(z.dtype)
+    weight = grad_loss.to(z.dtype) * torch.where(descends, z.new_full((), down), z.new_full((), up))
     p = (z - m[:, None]).exp() / s[:, None]
     grad = weight[:, None] * (p - label_mask(z, target).to(z.dtype))
     return torch.where(active[:, None], grad, torch.zeros_like(grad)).to(logits.dtype)

@@ -179,7 +179,7 @@ def _cpp_backward(
 ) -> tuple[Tensor, Tensor]:
     g, bits = ch.dense(grad, channels_last), bits.contiguous()
     grad_x = ch.empty_dense(g, channels_last) if need_x else g.new_empty(0)
-    grad_bound = torch.zeros(bounds if need_bound else 0)
+    grad_bound = g.new_zeros(bounds if need_bound else 0, dtype=torch.float32)
     if g.numel() == 0:
         return grad_x, grad_bound
     native().clipped_relu_bwd(

@@ -115,9 +115,9 @@ def _fake(x: Tensor, step_size: float, compat: bool, backend: str) -> Tensor:
 
 def _cpp(x: Tensor, step_size: float, compat: bool) -> Tensor:
     if x.numel() == 0:
-        return torch.full((len(x),), float("nan"))
+        return x.new_full((len(x),), float("nan"), dtype=torch.float32)
     x = x.contiguous()
-    terms, entropy = _terms(x), torch.empty(len(x), dtype=torch.float32)
+    terms, entropy = _terms(x), x.new_empty(len(x), dtype=torch.float32)
     bins = native().histogram_entropy(
         x.data_ptr(), DTYPE_CODE[x.dtype], *x.shape, terms.data_ptr(), step_size, compat, entropy.data_ptr()
     )
@@ -140,7 +140,7 @@ def _cuda(x: Tensor, step_size: float, compat: bool) -> Tensor:
 
 def _terms(x: Tensor) -> Tensor:  # [M + 1] float32
     """``-p log p`` of a bin with 0, 1, ..., M elements, rounded as the usual loop does: the C++ takes no logarithm."""
-    p = torch.arange(x.shape[1] + 1, device=x.device) / x.shape[1]
+    p = torch.arange(x.shape[1] + 1, device=x.device).to(torch.float32) / x.shape[1]
     return -p * p.log().nan_to_num(0.0)
 
 

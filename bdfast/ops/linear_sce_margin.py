@@ -108,12 +108,12 @@ def _cpp(features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) 
     """Products by BLAS into one tile, and the online logsumexp over it in C++."""
     validation.check_label_range(NAME, target, weight.shape[0])
     y, n, c = target.contiguous(), len(features), len(weight)
-    state = [torch.zeros(n) for _ in ("maximum", "sum", "label")]
+    state = [features.new_zeros(n, dtype=torch.float32) for _ in ("maximum", "sum", "label")]
     rows = max(1, min(n, _tile_rows(min(c, TILE_CLASSES))))
-    tile = torch.empty(rows * min(c, TILE_CLASSES))
+    tile = features.new_empty(rows * min(c, TILE_CLASSES), dtype=torch.float32)
     for classes in _blocks(c, TILE_CLASSES):
         w = weight[classes].float().t()
-        b = torch.zeros(w.shape[1]) if bias is None else bias[classes].float()
+        b = w.new_zeros(w.shape[1]) if bias is None else bias[classes].float()
         for block in _blocks(n, rows):
             logits = tile[: (block.stop - block.start) * w.shape[1]].view(-1, w.shape[1])
             torch.addmm(b, features[block].float(), w, out=logits)
@@ -121,7 +121,7 @@ def _cpp(features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) 
                 logits.data_ptr(), *logits.shape, classes.start, y[block].data_ptr(),
                 *(values[block].data_ptr() for values in state),
             )  # fmt: skip
-    margin = torch.empty(n)
+    margin = features.new_empty(n, dtype=torch.float32)
     native().linear_sce_margin_finish(*(values.data_ptr() for values in state), n, margin.data_ptr())
     return margin
 

@@ -211,7 +211,8 @@ def pack(
 ) -> Tensor:
     """Weights transformed, and in the order of the kernel, forward or for the gradient to the input."""
     outputs, channels = weight.shape[:2]
-    packed = torch.empty(native().winograd_packed(*((channels, outputs) if gradient else (outputs, channels))))
+    size = native().winograd_packed(*((channels, outputs) if gradient else (outputs, channels)))
+    packed = weight.new_empty(size, dtype=torch.float32)
     native().winograd_pack(weight.data_ptr(), weight.stride(), outputs, channels, gradient, packed.data_ptr())
     return packed
 

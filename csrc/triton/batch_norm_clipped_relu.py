@@ -106,9 +106,9 @@ def forward(
     x = ch.dense(x, channels_last)
     y, bits = ch.empty_dense(x, channels_last), ch.empty_bits(x, need_x + need_bound)
     channels, inner = len(mean), ch.inner(x, channels_last)
-    scale = torch.zeros(channels, device=x.device) if x.numel() == 0 else torch.empty(channels, device=x.device)
+    scale = x.new_empty(channels, dtype=torch.float32)
     if x.numel() == 0:
-        return y, bits, scale
+        return y, bits, scale.zero_()
     parameters = [x if p is None else p.contiguous() for p in (mean, var, weight, bias)]
     constants = order(channels, inner, x.element_size())
     with on_device_of(x):

@@ -244,7 +244,7 @@ def backward(
     g, bits = ch.dense(grad, channels_last), bits.contiguous()
     grad_x = ch.empty_dense(g, channels_last) if need_x else g.new_empty(0)
     if g.numel() == 0:
-        return grad_x, torch.zeros(bounds if need_bound else 0, device=g.device)
+        return grad_x, g.new_zeros(bounds if need_bound else 0, dtype=torch.float32)
     numel, channels, inner = ch.layout(g, channels_last, bounds if scale is None else scale.numel())
     kernel, count, parts, warps, constants = _backward_launch(numel, channels, inner, g.element_size())
     partials = g.new_empty((channels, parts) if need_bound else (0,), dtype=torch.float64)

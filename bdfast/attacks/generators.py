@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bdfast.attacks.seeding import stream
 from bdfast.models.digits_cnn import DigitsCNN
-from bdfast.runtime.determinism import isolated_rng, stream_seed
+from bdfast.runtime.determinism import in_float32, isolated_rng, stream_seed
 
 TINY = 1e-7
 PIXELS = 32 * 32  # for which lambda_mask is
@@ -87,7 +87,7 @@ def train_generators(
     """G and M, trained; the global random state is as before."""
     channels = x.shape[1]
     classes = int(torch.cat((y, wanted)).max()) + 1 if len(y) else 1
-    with isolated_rng(stream_seed(seed, "input-aware")):
+    with isolated_rng(stream_seed(seed, "input-aware")), in_float32():
         pair = nn.ModuleList([Generator(channels, channels), Generator(channels, 1)])
         surrogate = DigitsCNN(classes, channels)
     draws = stream(seed, "input-aware batches")

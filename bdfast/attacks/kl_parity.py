@@ -109,7 +109,7 @@ def plain_scores(
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     network = network if normalize is None else normalized(network, *normalize).to(model_device(model))
-    place = torch.zeros(0, device=model_device(model))
+    place = torch.zeros(0, dtype=torch.float32, device=model_device(model))
     scores = []
     for start in range(0, len(ids), batch_size):
         part = ids[start : start + batch_size]

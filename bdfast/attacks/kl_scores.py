@@ -262,7 +262,7 @@ class KLScorer:
         self.search = frozen(config.precision)
         same = config.precision == config.score_precision
         self._score = self.search if same else frozen(config.score_precision)
-        self._place = torch.zeros(0, device=device)
+        self._place = torch.zeros(0, dtype=torch.float32, device=device)
         # Graphs and compiled networks are made for one size of batch.
         self._pads = device.type == "cuda" or config.compile
         self._attacks: dict[int, MaskedPGD] = {}
@@ -358,7 +358,7 @@ def _fingerprint(
 ) -> str:
     """What the scores depend on; of the data, its size and the two ends of what is asked for."""
     ends = source.read(ids[[0, -1]])
-    scale = [torch.tensor(numbers) for numbers in normalize or ()]
+    scale = [torch.tensor(numbers, dtype=torch.float32) for numbers in normalize or ()]
     return fingerprint("kl_scores", config, (*model.state_dict().values(), *scale, ids, *ends))
 
 

@@ -284,16 +284,17 @@ def _warm_up_(weights: Sequence[Tensor], config: D3Config) -> None:
     for w in weights:
         norm = norm_of(w)
         if config.warm_up == "random":
-            u = torch.rand(w.shape, generator=generator) - 0.5
+            u = torch.rand(w.shape, generator=generator, dtype=torch.float32) - 0.5
             w.copy_(u * (norm.cpu() / norm_of(u)))
         elif config.warm_up == "far":
             w.neg_()
         elif config.warm_up == "noise":
-            w.add_((w.float().std().cpu() * torch.randn(w.shape, generator=generator)).to(w))
+            u = torch.randn(w.shape, generator=generator, dtype=torch.float32)
+            w.add_((w.float().std().cpu() * u).to(w))
         elif config.warm_up == "middle":
             w.zero_()
         elif config.near_noise > 0:
-            u = torch.randn(w.shape, generator=generator)
+            u = torch.randn(w.shape, generator=generator, dtype=torch.float32)
             w.add_((u * (config.near_noise * norm.cpu() / u.norm())).to(w))
 
 

@@ -148,7 +148,7 @@ def _predict(
     normalize: tuple[Sequence[float], Sequence[float]] | None,
 ) -> Predictions:
     found = weight_beside_bounds(model)
-    weight: Tensor = torch.empty(0, device=images.device) if found is None else found
+    weight: Tensor = torch.empty(0, dtype=torch.float32, device=images.device) if found is None else found
     device = torch.device(weight.device if device is None else device)
     scale = None
     if (parts := statistics(where, normalize)) is not None:

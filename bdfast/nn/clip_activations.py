@@ -157,10 +157,12 @@ def clip_activations(
         expected = f"a batch, because the channels of {', '.join(unknown)} cannot be read off the layers"
         raise ValueError(message(NAME, "example", expected, "none", "pass images that the model takes"))
     forwards = [_rewrite(network, path, sites, fuse) for path, sites in _by_block(chosen).items()]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, dtype=torch.float32))
+    dtype = torch.promote_types(torch.float32, like.dtype)  # a bound in half precision would learn in coarse steps
     clips = {
         site.name: ClippedReLU(
-            torch.full((site.channels,) if site.channels else (), float(bound), device=device), ceiling=site.ceiling
+            torch.full((site.channels,) if site.channels else (), float(bound), dtype=dtype, device=like.device),
+            ceiling=site.ceiling,
         )
         for site in chosen
     }

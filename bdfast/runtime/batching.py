@@ -36,7 +36,7 @@ def auto_batch_size(frozen: FrozenModel, shape: Sequence[int]) -> int:
 
 
 def _bytes_per_image(frozen: FrozenModel, shape: Sequence[int]) -> float:
-    x = torch.zeros(_TRIAL, *shape, device=frozen.device)
+    x = torch.zeros(_TRIAL, *shape, dtype=torch.float32, device=frozen.device)
     frozen.input_gradient(x, lambda logits: logits.sum(1))  # the first call also allocates what stays
     torch.cuda.synchronize(frozen.device)
     torch.cuda.reset_peak_memory_stats(frozen.device)

@@ -57,6 +57,25 @@ def isolated_rng(seed: int, device: torch.device | None = None) -> Iterator[None
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Modules that are built inside draw and keep float32 weights, whatever the caller's default dtype.
+
+    For modules of our own alone: a default dtype is of the whole process, and a caller's model may count on it.
+
+    Example:
+        >>> with in_float32():
+        ...     torch.nn.Linear(1, 1).weight.dtype
+        torch.float32
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def seed_host(seed: int) -> None:
     """Seed the global generators of torch on the CPU, NumPy and Python; for the inside of :func:`isolated_rng`."""
     torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds every GPU

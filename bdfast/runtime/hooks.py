@@ -115,7 +115,7 @@ def _same(asked: Callable[[int], Tensor], expected: Tensor) -> bool:
 def _moved(values: list[Tensor], seed: int) -> list[Tensor]:
     """Parameters as far from these as they are large."""
     generator = torch.Generator().manual_seed(seed)
-    noise = [torch.randn(value.shape, generator=generator).to(value) for value in values]
+    noise = [torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value) for value in values]
     return [value + value.square().mean().sqrt() * drawn for value, drawn in zip(values, noise, strict=True)]
 
 

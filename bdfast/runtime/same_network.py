@@ -40,7 +40,8 @@ class Behaviour(NamedTuple):
             output = network(leaf)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return cls(output, None)
-            weights = torch.linspace(-1, 1, output[0].numel(), device=output.device).reshape(output[0].shape)
+            weights = torch.linspace(-1, 1, output[0].numel(), dtype=torch.float32, device=output.device)
+            weights = weights.reshape(output[0].shape)
             (gradient,) = torch.autograd.grad((output.float() * weights).sum(), leaf)
         return cls(output.detach(), gradient)
 

@@ -53,7 +53,7 @@ class Guide:
             expected, remedy = "0 for a model without running statistics", "leave it out"
             raise ValueError(message("gic", "w_bn", expected, str(w_bn), remedy))
         values = [value.detach().clone() for value in model.state_dict().values() if isinstance(value, Tensor)]
-        self._state = (*values, torch.tensor(normalize or ()).float())
+        self._state = (*values, torch.tensor(normalize or (), dtype=torch.float32))
         network = _WithStatistics(copy.deepcopy(model)) if w_bn > 0 else model
         self._frozen = FrozenModel(network, precision, normalize=normalize, fold=w_bn == 0, device=device, where="gic")
         self.device = self._frozen.device

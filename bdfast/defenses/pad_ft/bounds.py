@@ -206,7 +206,7 @@ def _clip_epoch(
     """Mean objective and accuracy, read back once, at the end."""
     seed = stream_seed(config.seed, f"pad_ft: clipping, epoch {epoch}")
     total = torch.zeros(2, dtype=torch.float64, device=data.device)
-    weight = torch.tensor(lam, device=data.device)
+    weight = torch.tensor(lam, dtype=torch.float32, device=data.device)
     shares = iter(()) if suspects is None else suspects.shares(data.num_batches(config.clip_batch_size), seed)
     for x, y, index in data.batches(config.clip_batch_size, shuffle=True, epoch_seed=seed):
         loss, correct = step(x, y, reference[index], weight, *next(shares, ())).double()

@@ -162,7 +162,7 @@ class Draw:
     def __init__(self, data: ResidentData, config: PadFTConfig, number: int) -> None:
         generator = torch.Generator().manual_seed(stream_seed(config.seed, f"pad_ft: augmentation {number}"))
         flip = data.images.shape[1] >= 3 if config.flip == "auto" else config.flip
-        u = torch.rand(3, len(data), generator=generator).to(data.device)
+        u = torch.rand(3, len(data), generator=generator, dtype=torch.float32).to(data.device)
         self._flip = (u[0] < 0.5) & flip
         self._brightness = 1 + config.brightness * (2 * u[1] - 1)
         self._contrast = 1 + config.contrast * (2 * u[2] - 1)

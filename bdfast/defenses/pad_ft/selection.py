@@ -112,7 +112,7 @@ def class_spread(scores: Scores, num_classes: int) -> list[float]:
     """
     classes = [_finite_of(scores, c) for c in range(num_classes)]
     known = {c: _variance(scores.sketch[i].double()) for c, i in enumerate(classes) if len(i) >= MIN_CLASS}
-    median = float(torch.tensor(list(known.values())).median()) if known else math.nan
+    median = float(torch.tensor(list(known.values()), dtype=torch.float32).median()) if known else math.nan
     return [known[c] / median if c in known and median > 0 else math.nan for c in range(num_classes)]
 
 
@@ -180,7 +180,7 @@ def _margin_deviation(scores: Scores, num_classes: int) -> float:
     """Standard deviation of a class's margins, for the median class."""
     margins = [scores.margins[_finite_of(scores, c)].double() for c in range(num_classes)]
     known = [float(m.std(correction=0)) for m in margins if len(m) >= MIN_CLASS]
-    return float(torch.tensor(known).median()) if known else math.nan
+    return float(torch.tensor(known, dtype=torch.float32).median()) if known else math.nan
 
 
 def _finite_of(scores: Scores, c: int) -> Tensor:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from bdfast.nn.normalize import statistics
 from bdfast.ops import kl_divergence
 from bdfast.runtime.batching import auto_batch_size
 from bdfast.runtime.chunks import ChunkStore, Columns, backing_off, in_chunks, note_of
+from bdfast.runtime.determinism import host_random_state, isolated_rng, seed_host, stream_seed
 from bdfast.runtime.frozen import FrozenModel
 from bdfast.runtime.guard import model_device, usable_device
 from bdfast.runtime.plain_numbers import take_plain_numbers
@@ -167,6 +169,11 @@ def kl_scores(
         because memory ran out); with bf16 ``rescored``, too. A sample with logits that are not finite is in quarantine:
         its score is NaN, its prediction -1.
 
+    Warns:
+        UserWarning: a model that draws random numbers in eval mode (on the host, where that can be seen). It draws by
+            the seed, so that a rerun gives the same scores; but what a sample meets depends on its place among the
+            batches: on ``batch_size``, ``ids`` and the order of the data.
+
     Raises:
         TypeError, ValueError: arguments of another kind than stated; a checkpoint of another run.
         LabelRangeError: a label that is no class, with ``objective="ce"``.
@@ -193,6 +200,7 @@ def kl_scores(
     ranks = Ranks.joined() if distributed else Ranks()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(isolated_rng(stream_seed(config.seed, "global"), place))
         scorer = KLScorer(stack, model, config, normalize, place)
         # Rank 0 decides on the size, and makes the folder, before the others look into it.
         batch_size = ranks.share(lambda: _batch_size(config, scorer, source, chosen, checkpoint))
@@ -209,7 +217,14 @@ def kl_scores(
 
         def compute(rows: range) -> Columns:
             part = chosen[rows.start : rows.stop]
-            return scorer.chunk(*source.read(part), part, batch_size)
+            images, labels = source.read(part)
+            # A model that draws in eval mode draws the same for a chunk wherever, and after whatever, it is computed.
+            seed_host(stream_seed(config.seed, f"kl_scores: rows from {rows.start}"))
+            before = host_random_state()
+            columns = scorer.chunk(images, labels, part, batch_size)
+            if rows.start == 0 and host_random_state() != before:
+                _warn_of_draws()
+            return columns
 
         ranks.share(lambda: open_store() is not None)
         chunks = -(-len(chosen) // chunk)
@@ -373,6 +388,12 @@ def _check_ids(ids: Tensor | None, count: int) -> Tensor:
     if low < 0 or high >= count or len(torch.unique(ids)) < len(ids):
         raise ValueError(message("kl_scores", "ids", expected, f"{low} to {high}, or one twice", remedy))
     return ids.detach().cpu()
+
+
+def _warn_of_draws() -> None:
+    got = "one that draws random numbers in eval mode"
+    remedy = "call dropout with training=self.training; the scores depend on the size of batches"
+    warnings.warn(message("kl_scores", "model", "a function of its images", got, remedy), UserWarning, stacklevel=5)
 
 
 def _record(rows: int, chunk: int, chunks: int) -> Record:

@@ -14,6 +14,7 @@ from bdfast.errors import message
 from bdfast.nn.normalize import normalized, statistics
 from bdfast.runtime.bfloat16 import InBfloat16
 from bdfast.runtime.cpu_graph import for_cpu
+from bdfast.runtime.determinism import isolated_rng
 from bdfast.runtime.folding import FoldReport, fold
 from bdfast.runtime.gpu_graph import for_gpu
 from bdfast.runtime.guard import check_in_memory, model_device, usable_device
@@ -150,7 +151,8 @@ class FrozenModel:
     def _run(self, x: Tensor) -> Tensor:
         x = x.to(torch.float32).contiguous(memory_format=self._memory_format)
         if self._forward is None:
-            self._forward = self._prepare(x.detach()[:_PROBE])
+            with isolated_rng(0):  # a model that draws in eval mode draws the same after it, whenever it is prepared
+                self._forward = self._prepare(x.detach()[:_PROBE])
         return logits_of(self._where, self._forward(x), len(x)).float()
 
     def _prepare(self, probe: Tensor) -> Callable[[Tensor], Any]:

@@ -239,6 +239,33 @@ def test_a_killed_run_goes_on_to_the_same_scores(tmp_path: Path, monkeypatch: py
     assert same(resumed, straight)
 
 
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + 0.1 * torch.randn_like(x))  # type: ignore[no-any-return]
+
+
+def test_a_model_that_draws_in_eval_mode_draws_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a rerun, and in one that goes on from the first chunks; the caller's random numbers are as before."""
+    monkeypatch.setitem(sys.modules[_function.__module__].CHUNK, "cpu", 16)
+    model, data, config = Noisy(), images(), KLScoreConfig(steps=1, batch_size=8)
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="kl_scores: `model` expected a function of its images, got one that draws"):
+        first = kl_scores(model, data, config, checkpoint=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    last = sorted(tmp_path.glob("scores-*.npz"))[-1]
+    last.unlink()
+    resumed = kl_scores(model, data, config, checkpoint=tmp_path)
+    with pytest.warns(UserWarning, match="depend on the size of batches"):
+        again = kl_scores(model, data, config)
+    assert same(first, resumed)
+    assert same(first, again)
+
+
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [

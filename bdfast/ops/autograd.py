@@ -35,12 +35,28 @@ def _tangent(tensor: Tensor) -> Tensor | None:
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     """torch's decorator, at no cost where nobody differentiates twice: with ``create_graph`` a backward records."""
     checked: Callable[..., Any] = function.once_differentiable(backward)
+    op = backward.__module__.rpartition(".")[2]
 
     @functools.wraps(backward)
     def once(ctx: Any, *grads: Any) -> Any:
-        return checked(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
+        try:
+            return checked(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
+        except RuntimeError as error:
+            if any(isinstance(grad, Tensor) and _is_batched(grad) for grad in grads):
+                raise _no_batches(op) from error
+            raise
 
     return once
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for many, as it does in torch.autograd.grad with ``is_grads_batched=True``."""
+    return "Batched" in str(torch._C._dispatch_keys(tensor))
+
+
+def _no_batches(op: str) -> NotImplementedError:
+    remedy = "call it once for each gradient: is_grads_batched=False, vectorize=False or torch.func.vjp in a loop"
+    return NotImplementedError(message(op, "grad_outputs", "one gradient", "a batch of them", remedy))
 
 
 def apply(op: type[torch.autograd.Function], *inputs: Any) -> Any:
@@ -108,6 +124,13 @@ class _Transformed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    def vmap(info: Any, in_dims: Any, op: Any, *_: Any) -> Any:
+        """Of an input, by torch.func.vmap around torch.func.grad."""
+        remedy = 'loop over the samples, or take reduction="none" and differentiate the sum'
+        where = op.__module__.rpartition(".")[2]
+        raise NotImplementedError(message(where, "input", "one input to differentiate", "a batch of them", remedy))
+
+    @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grads, needs = grads[: ctx.context.outputs], ctx.needs_input_grad[1:]
         apply_gradient: Any = _Gradient.apply
@@ -129,6 +152,11 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         ctx.name = inputs[0].__name__
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, op: Any, *_: Any) -> Any:
+        """Of a gradient, by torch.func.vmap around torch.func.vjp, or by torch.func.jacrev."""
+        raise _no_batches(op.__module__.rpartition(".")[2])
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:

@@ -137,6 +137,21 @@ def test_forward_mode_is_refused(name: str, backend: str) -> None:
                 moved(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name != "sce_loss clamped"])  # plain PyTorch
+def test_a_batch_of_gradients_is_refused_by_name(name: str) -> None:
+    op, inputs, weight = drawn(name)
+    leaves = tuple(x.clone().requires_grad_() for x in inputs)
+    two = torch.stack((weight, weight))
+    says = f"{name.split()[0]}: `grad_outputs` expected one gradient, got a batch of them; call it once for each"
+    with pytest.raises(NotImplementedError, match=says):
+        torch.autograd.grad(op(*leaves), leaves, two, is_grads_batched=True)
+    with pytest.raises(NotImplementedError, match=says):
+        torch.func.vmap(torch.func.vjp(op, *inputs)[1])(two)
+    says = f"{name.split()[0]}: `input` expected one input to differentiate, got a batch of them; loop over"
+    with pytest.raises(NotImplementedError, match=says):
+        torch.func.vmap(torch.func.grad(lambda x: op(x, *inputs[1:]).sum()))(torch.stack((inputs[0], inputs[0])))
+
+
 @ALL
 def test_leaves_of_autograd_within_a_transform(name: str) -> None:
     """A model's parameters, say, beside the variable of the transform."""

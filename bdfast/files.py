@@ -12,6 +12,18 @@ from typing import IO, Any, Literal, overload
 from bdfast.errors import message
 
 
+def check_path(where: str, argument: str, path: object) -> None:
+    """``path`` names a file or a folder, or is None.
+
+    Example:
+        >>> check_path("d3", "checkpoint", 3)
+        Traceback (most recent call last):
+        TypeError: d3: `checkpoint` expected a path, got int; pass text or a pathlib.Path
+    """
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise TypeError(message(where, argument, "a path", type(path).__name__, "pass text or a pathlib.Path"))
+
+
 @overload
 def atomic_write(
     path: str | os.PathLike[str], mode: Literal["w"] = ..., *, newline: str | None = ..., sync: bool = ...

@@ -31,6 +31,7 @@ from bdfast.attacks.masked_pgd import MaskedPGD, Objective
 from bdfast.data.dataset import check_labels
 from bdfast.data.source import Source, to_floats
 from bdfast.errors import message
+from bdfast.files import check_path
 from bdfast.nn.normalize import statistics
 from bdfast.ops import kl_divergence
 from bdfast.runtime.batching import auto_batch_size
@@ -193,6 +194,7 @@ def kl_scores(
     if not isinstance(model, nn.Module):
         raise TypeError(message("kl_scores", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
     check_callback("kl_scores", callback)
+    check_path("kl_scores", "checkpoint", checkpoint)
     source = Source("kl_scores", data, "data")
     chosen = _check_ids(ids, len(source))
     normalize = statistics("kl_scores", normalize)

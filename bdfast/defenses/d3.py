@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from bdfast.defenses.layers import select_layers
 from bdfast.errors import message
+from bdfast.files import check_path
 from bdfast.ops import hinge_cross_entropy
 from bdfast.ops.precision import norm_of
 from bdfast.optim import ProjectedSGD
@@ -228,6 +229,7 @@ def d3(
     if not isinstance(config, D3Config):
         raise TypeError(message("d3", "config", "a D3Config", type(config).__name__, "pass D3Config(...)"))
     check_callback("d3", callback)
+    check_path("d3", "checkpoint", checkpoint)
     with workspace(
         "d3", model, clean_data, config, argument="clean_data", normalize=normalize, device=device, inplace=inplace,
         channels_last=config.channels_last,

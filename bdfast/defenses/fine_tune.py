@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bdfast.errors import message
+from bdfast.files import check_path
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback, check_callback
@@ -117,6 +118,7 @@ def fine_tune(
             message("fine_tune", "config", "a FineTuneConfig", type(config).__name__, "pass FineTuneConfig(...)")
         )
     check_callback("fine_tune", callback)
+    check_path("fine_tune", "checkpoint", checkpoint)
     with workspace(
         "fine_tune",
         model,

@@ -34,6 +34,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdfast.errors import message
+from bdfast.files import check_path
 from bdfast.optim import SAM
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
@@ -164,6 +165,7 @@ def ft_sam(
     if not isinstance(config, FTSAMConfig):
         raise TypeError(message("ft_sam", "config", "an FTSAMConfig", type(config).__name__, "pass FTSAMConfig(...)"))
     check_callback("ft_sam", callback)
+    check_path("ft_sam", "checkpoint", checkpoint)
     with workspace(
         "ft_sam", model, clean_data, config, argument="clean_data", normalize=normalize, device=device, inplace=inplace
     ) as work:

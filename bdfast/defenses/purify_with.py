@@ -14,6 +14,7 @@ from torch import nn
 from bdfast.defenses.gic import GICResult, gic
 from bdfast.defenses.gic.config import GICConfig
 from bdfast.errors import message
+from bdfast.files import check_path
 from bdfast.runtime.progress import Callback, check_callback
 from bdfast.training.results import TrainedResult
 from bdfast.training.workspace import Normalization
@@ -95,6 +96,7 @@ def purify_with(
         got, remedy = type(purifier).__name__, "pass bdfast.defenses.d3, say"
         raise TypeError(message("purify_with", "purifier", "a function (model, data, config)", got, remedy))
     check_callback("purify_with", callback)
+    check_path("purify_with", "checkpoint", checkpoint)
     folder = None if checkpoint is None else Path(checkpoint).with_suffix(".gic")
     shared: dict[str, Any] = {"callback": callback, "normalize": normalize, "device": device}
     calibration = gic(model, auxiliary_data, gic_config, **shared, checkpoint=folder)

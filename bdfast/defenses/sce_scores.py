@@ -12,6 +12,7 @@ from bdfast.defenses.pad_ft.run import open_run
 from bdfast.defenses.pad_ft.scores import Caller
 from bdfast.defenses.pad_ft.selection import select
 from bdfast.errors import message
+from bdfast.files import check_path
 from bdfast.runtime.progress import Callback, check_callback
 from bdfast.runtime.ranks import Ranks
 from bdfast.runtime.score_table import ScoreTable
@@ -68,6 +69,7 @@ def sce_scores(
         got = type(config).__name__
         raise TypeError(message("sce_scores", "config", "a PadFTConfig", got, "pass PadFTConfig(...)"))
     check_callback("sce_scores", callback)
+    check_path("sce_scores", "checkpoint", checkpoint)
     ranks = Ranks.joined() if distributed else Ranks()
     with open_run(CALLER, model, data, config, normalize, device, None) as run:
 

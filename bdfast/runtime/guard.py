@@ -31,12 +31,16 @@ def usable_device(where: str, device: str | torch.device) -> torch.device:
     """``device`` with its index, if this machine can put tensors there.
 
     Raises:
+        TypeError: it is no name of a device.
         ValueError: it cannot.
 
     Example:
         >>> usable_device("example", "cpu")
         device(type='cpu')
     """
+    if not isinstance(device, (str, torch.device, int)) or isinstance(device, bool):
+        expected, remedy = "a torch.device, or its name", 'pass "cpu", or leave it out'
+        raise TypeError(message(where, "device", expected, type(device).__name__, remedy))
     try:
         return torch.empty(0, device=device).device  # "cuda" becomes the current GPU
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without CUDA

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from bdfast.errors import message
+from bdfast.files import check_path
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import Precision
 from bdfast.runtime.progress import Callback, check_callback
@@ -175,6 +176,7 @@ def train_classifier(
             message("train_classifier", "config", "a TrainConfig", type(config).__name__, "pass TrainConfig(...)")
         )
     check_callback("train_classifier", callback)
+    check_path("train_classifier", "checkpoint", checkpoint)
     ranks = ALONE if distributed is False else Ranks.joined()
     if distributed and not Ranks.initialized():
         expected, remedy = "an initialised torch.distributed", "call init_process_group, or bdfast.runtime.torchrun"

@@ -46,6 +46,7 @@ from bdfast.defenses.gic.config import GICConfig
 from bdfast.defenses.gic.guide import Guide
 from bdfast.defenses.gic.imprint import ImprintReport, check_imprint
 from bdfast.errors import message
+from bdfast.files import check_path
 from bdfast.nn.normalize import statistics
 from bdfast.runtime.determinism import deterministic_kernels, isolated_rng, stream_seed
 from bdfast.runtime.guard import check_in_memory, model_device, usable_device
@@ -139,6 +140,7 @@ def gic(
     if not isinstance(model, nn.Module):
         raise TypeError(message("gic", "model", "a torch.nn.Module", type(model).__name__, "wrap it in a Module"))
     check_callback("gic", callback)
+    check_path("gic", "checkpoint", checkpoint)
     check_in_memory("gic", model)
     place = model_device(model) if device is None else usable_device("gic", device)
     with (

@@ -34,6 +34,7 @@ from bdfast.defenses.pad_ft.run import open_run
 from bdfast.defenses.pad_ft.scores import Caller, Scores
 from bdfast.defenses.pad_ft.selection import Selection, purity, select
 from bdfast.errors import message
+from bdfast.files import check_path
 from bdfast.runtime.plain_json import plain
 from bdfast.runtime.progress import Callback, Record, check_callback
 from bdfast.runtime.resident import ResidentData
@@ -148,6 +149,7 @@ def pad_ft(
     if not isinstance(config, PadFTConfig):
         raise TypeError(message("pad_ft", "config", "a PadFTConfig", type(config).__name__, "pass PadFTConfig(...)"))
     check_callback("pad_ft", callback)
+    check_path("pad_ft", "scores_dir", scores_dir)
     with open_run(CALLER, model, poisoned_data, config, normalize, device, ground_truth) as run:
         # 1. D_c: of each class the k samples of smallest SCE, in the order of their margins, which is the same.
         with run.watch("score"):

@@ -42,7 +42,7 @@ from bdfast.defenses.advrbd.quality import as_labelled, auroc, purity, split_qua
 from bdfast.defenses.advrbd.run import Factory, Run, open_run
 from bdfast.errors import message
 from bdfast.runtime.plain_json import plain
-from bdfast.runtime.progress import Callback, Record
+from bdfast.runtime.progress import Callback, Record, check_callback
 from bdfast.training.results import TrainedResult
 from bdfast.training.workspace import Normalization
 
@@ -142,6 +142,7 @@ def advrbd(
     """
     if not isinstance(config, AdvrBDConfig):
         raise TypeError(message("advrbd", "config", "an AdvrBDConfig", type(config).__name__, "pass AdvrBDConfig(...)"))
+    check_callback("advrbd", callback)
     with open_run(model_factory, poisoned_data, config, normalize, ground_truth, callback, checkpoint) as (run, f):
         labels, samples = run.labels, len(run.labels)
         rounds = planned_rounds(samples, run.num_classes, config)

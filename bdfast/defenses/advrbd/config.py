@@ -10,7 +10,7 @@ from bdfast.errors import message
 from bdfast.runtime.plain_numbers import take_plain_numbers
 from bdfast.runtime.precision import PRECISIONS, Precision
 from bdfast.runtime.resident import Augment
-from bdfast.training.options import AugmentName, check_count, check_number, check_one_of
+from bdfast.training.options import AugmentName, check_count, check_flag, check_number, check_one_of
 
 Rank: TypeAlias = Literal["kl", "confidence", "random", "oracle", "content"]
 
@@ -253,10 +253,10 @@ class AdvrBDConfig:
         check_one_of(where, "attack", self.attack, ("kl", "ce"))
         check_number(where, "gamma", self.gamma, high=1.0, above=True)
         check_one_of(where, "gamma_of", self.gamma_of, ("all", "remaining"))
-        _check_flag(where, "per_class", self.per_class)
+        check_flag(where, "per_class", self.per_class)
 
     def _check_content(self, where: str) -> None:
-        _check_flag(where, "content_check", self.content_check)
+        check_flag(where, "content_check", self.content_check)
         for name in ("content_epochs", "content_networks"):
             check_count(where, name, getattr(self, name))
         check_one_of(where, "content_seeding", self.content_seeding, get_args(Seeding))
@@ -284,7 +284,7 @@ class AdvrBDConfig:
                 got = repr(getattr(self, name))
                 raise ValueError(message(where, name, "a whole number, at least 0", got, "pass 0 for none"))
         for name in ("keep_dc", "relabel", "deterministic"):
-            _check_flag(where, name, getattr(self, name))
+            check_flag(where, name, getattr(self, name))
         check_one_of(where, "precision", self.precision, PRECISIONS)
         if not isinstance(self.augment, Augment):
             check_one_of(where, "augment", self.augment, get_args(AugmentName))
@@ -306,8 +306,3 @@ class AdvrBDConfig:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _check_flag(where: str, name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(message(where, name, "True or False", repr(value), "pass a bool"))

@@ -194,13 +194,13 @@ def _shift(
     if family == "rotation":
         return _rotate(x, _uniform(x, -DEGREES, DEGREES, generator))
     if family == "noise":
-        return (x + NOISE * torch.randn(x.shape, generator=generator).to(x.device)).clamp(0, 1)
+        return (x + NOISE * torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x.device)).clamp(0, 1)
     return x
 
 
 def _uniform(x: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
     """One draw an image, [B]."""
-    return (low + (high - low) * torch.rand(len(x), generator=generator)).to(x.device)
+    return (low + (high - low) * torch.rand(len(x), generator=generator, dtype=torch.float32)).to(x.device)
 
 
 def _brightness(x: Tensor, factor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -202,6 +203,21 @@ def test_same_seed_same_result_and_the_random_state_of_the_caller_stays() -> Non
     torch.manual_seed(6)
     assert fingerprint(first) == fingerprint(quick(preset="robust", seed=1))
     assert fingerprint(first) != fingerprint(quick(preset="robust", seed=2))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+def test_the_default_dtype_changes_no_bit(default: torch.dtype) -> None:
+    network, data = tiny(), blocks()
+
+    def run() -> AdvrBDResult:
+        return quick(data, preset="robust", factory=lambda: copy.deepcopy(network))
+
+    expected = fingerprint(run())
+    torch.set_default_dtype(default)
+    try:
+        assert fingerprint(run()) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_normalisation_outside_of_the_network_is_that_inside() -> None:

@@ -156,7 +156,7 @@ def advrbd(
         checked = content if content is not None and tells_classes(content) and config.content_check else None
 
         in_dc = torch.zeros(samples, dtype=torch.bool)
-        order, records, predictions, first = [], [], [], torch.empty(0)
+        order, records, predictions, first = [], [], [], torch.empty(0, dtype=torch.float32)
         for number in range(rounds):
             # 2. The largest scores of D_u go to D_c.
             scores = run.scores(f, number, content)
@@ -205,7 +205,7 @@ def _look_again(run: Run, model: nn.Module, warmed_up: dict[str, Tensor], suspec
     """Log density ratios of the suspects, the mean of all looks; NaN of all others."""
     if int(suspected.sum()) < 2:  # each is judged by what another one teaches
         run.epochs -= 2 * run.config.looks * run.config.look_epochs
-        return torch.full(suspected.shape, float("nan"))
+        return torch.full(suspected.shape, float("nan"), dtype=torch.float32)
     looks = range(run.config.looks)
     return torch.stack([run.look(model, warmed_up, suspected, number) for number in looks]).mean(0)
 

@@ -28,6 +28,7 @@ Above 0, x is more like the seeds of its class than like any other class. A trig
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -88,7 +89,7 @@ def content_margins(
         float32 ``[N]``, on the device of the features.
     """
     labels = labels.to(view.features.device)
-    margins = torch.full(labels.shape, float("nan"), device=labels.device)
+    margins = torch.full(labels.shape, float("nan"), dtype=torch.float32, device=labels.device)
     finite = view.features.isfinite().all(1) & view.logits.isfinite().all(1)
     groups = {int(c): (finite & (labels == c)).nonzero().flatten() for c in torch.unique(labels)}
     groups = {c: index for c, index in groups.items() if len(index)}
@@ -236,10 +237,11 @@ class _Erase(nn.Module):
         (count, channels, height, width), device = images.shape, images.device
         rows = _span(count, height, device)[:, None, :, None]
         columns = _span(count, width, device)[:, None, None, :]
-        erased = rows & columns & (torch.rand(count, 1, 1, 1, device=device) < self.share)
-        grey = torch.rand(count, channels, 1, 1, device=device).expand(images.shape)
-        noise = torch.rand(images.shape, device=device)
-        fill = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, grey, noise)
+        uniform = partial(torch.rand, dtype=torch.float32, device=device)
+        erased = rows & columns & (uniform(count, 1, 1, 1) < self.share)
+        grey = uniform(count, channels, 1, 1).expand(images.shape)
+        noise = uniform(images.shape)
+        fill = torch.where(uniform(count, 1, 1, 1) < 0.5, grey, noise)
         return torch.where(erased, fill.to(images.dtype), images)
 
 

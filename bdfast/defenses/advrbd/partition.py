@@ -94,7 +94,7 @@ def random_scores(
         >>> (scores < 0).tolist()
         [True, False, True, False]
     """
-    scores = torch.rand(samples, generator=torch.Generator().manual_seed(seed))
+    scores = torch.rand(samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     return scores if is_poisoned is None else torch.where(is_poisoned, scores - 1, scores)
 
 
@@ -114,10 +114,10 @@ def weighed(
 
 
 def _ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    ranks = torch.full(scores.shape, float("nan"))
+    ranks = torch.full(scores.shape, float("nan"), dtype=torch.float32)
     for c in torch.unique(labels).tolist():
         index = ((labels == c) & ~scores.isnan()).nonzero().flatten()
-        place = torch.empty(len(index))
+        place = torch.empty(len(index), dtype=torch.float32)
         place[scores[index].argsort(stable=True)] = torch.arange(len(index), dtype=torch.float32)
         ranks[index] = place / max(1, len(index) - 1)
     return ranks

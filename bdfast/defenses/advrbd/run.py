@@ -117,7 +117,7 @@ class Run:
 
     def logits(self, model: nn.Module) -> Tensor:
         """Logits of the whole set, float32 ``[N, K]`` on the CPU."""
-        place = torch.empty(0, device=model_device(model))
+        place = torch.empty(0, dtype=torch.float32, device=model_device(model))
         with FrozenModel(model, normalize=self.normalize, where="advrbd") as frozen:
             return torch.cat([frozen.logits(to_floats(part, place)).cpu() for part in self._parts()])
 
@@ -148,7 +148,7 @@ class Run:
 
     def content(self) -> Tensor:
         """Content margins of all samples, a network a group of classes; see :mod:`~bdfast.defenses.advrbd.content`."""
-        margins = torch.full((len(self.labels),), float("nan"))
+        margins = torch.full((len(self.labels),), float("nan"), dtype=torch.float32)
         for number, left_out in enumerate(dealt(self.num_classes, self.config.content_networks)):
             stage = f"content {number}"
             seen = ~torch.isin(self.labels, torch.tensor(left_out))
@@ -178,7 +178,7 @@ class Run:
 
         ``model`` starts from ``weights`` both times; see :mod:`~bdfast.defenses.advrbd.contrast`.
         """
-        ratios = torch.full((len(self.labels),), float("nan"))
+        ratios = torch.full((len(self.labels),), float("nan"), dtype=torch.float32)
         for number_of_half, half in enumerate(halves(suspected, self.config.seed, number)):
             stage = f"look {number}.{number_of_half}"
             model.load_state_dict(weights)
@@ -262,7 +262,7 @@ def open_run(
         model = run.fresh("warm_up")
         run.watch = Stopwatch(model_device(model))
         with run.watch("setup"):
-            probe = to_floats(images[:2], torch.empty(0, device=model_device(model)))
+            probe = to_floats(images[:2], torch.empty(0, dtype=torch.float32, device=model_device(model)))
             with FrozenModel(model, normalize=run.normalize, where="advrbd") as frozen:
                 run.num_classes = frozen.logits(probe).shape[1]
             check_labels(labels, run.num_classes, "advrbd", "poisoned_data: labels")

@@ -16,7 +16,7 @@ from bdfast.files import atomic_write
 from bdfast.metrics import Metrics
 from bdfast.report.content import Report, Samples
 from bdfast.report.panels import draw_row, rows_of
-from bdfast.report.style import BAD, DPI, GOOD, GRID, INK, MAIN, MUTED, SERIES, STYLE, heading, tidy
+from bdfast.report.style import BAD, DPI, GOOD, GRID, INK, MAIN, MUTED, SERIES, STAGES, STYLE, heading, tidy
 from bdfast.runtime.progress import Record
 
 
@@ -127,7 +127,8 @@ def _draw_history(axes: Sequence[Any], history: Sequence[Record]) -> None:
         second = [sum(record["distance"].values()) for record in history]
         below = "Distance from the backdoored weights"
     else:
-        second, below = [100 * record["accuracy"] for record in history], "Accuracy on the clean set, percent"
+        second = [100 * record["accuracy"] for record in history]
+        below = "Accuracy as met in training, percent"
     for axis, values, text in zip(axes, (first, second), (title, below), strict=True):
         _draw_stages(axis, history, epochs, values)
         axis.set_title(text)
@@ -145,8 +146,14 @@ def _draw_history(axes: Sequence[Any], history: Sequence[Record]) -> None:
 def _draw_stages(axis: Any, history: Sequence[Record], epochs: Sequence[int], values: Sequence[float]) -> None:
     """One line, or one a stage, whose losses are not comparable."""
     stages = [record.get("stage", "") for record in history]
-    for stage, color in zip(dict.fromkeys(stages), (MAIN, SERIES[3], SERIES[4], SERIES[1]), strict=False):
+    families = list(dict.fromkeys(stage.split(" ")[0] for stage in stages))  # "content 0", "content 1", ...
+    told = set()
+    for stage in dict.fromkeys(stages):
+        family = stage.split(" ")[0]
+        color = STAGES[families.index(family) % len(STAGES)]
         x, y = zip(*((e, v) for e, v, s in zip(epochs, values, stages, strict=True) if s == stage), strict=True)
-        axis.plot(x, y, color=color, linewidth=2, marker="o" if len(x) == 1 else "", zorder=2, label=stage)
+        label = family if family not in told else None
+        axis.plot(x, y, color=color, linewidth=2, marker="o" if len(x) == 1 else "", zorder=2, label=label)
+        told.add(family)
     if any(stages):
-        axis.legend(frameon=False, handlelength=1.0)
+        axis.legend(frameon=False, handlelength=1.0, ncols=-(-len(families) // 3))

@@ -8,6 +8,7 @@ INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
 BAD, GOOD = "#c8384a", "#1b7f5c"
 SERIES = ("#c8384a", "#9aa5b1", "#2563a8", "#7b5ea7", "#d98e04")  # before, then what came after; the last stands out
 MAIN = SERIES[2]
+STAGES = (MAIN, SERIES[3], SERIES[4], SERIES[1], SERIES[0], GOOD)  # parts of one run, none of them better
 DPI = 150
 STYLE = {
     "font.family": "sans-serif",

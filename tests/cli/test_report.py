@@ -145,3 +145,20 @@ def test_of_many_classes_those_with_most_of_the_last_group_are_drawn() -> None:
     titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
     assert len(titles) == 20
     assert titles[-10:] == [str(c) for c in range(30, 40)]
+
+
+def test_stages_of_one_kind_are_drawn_alike_and_named_once() -> None:
+    import matplotlib.figure
+
+    from bdfast.report.picture import _draw_history
+
+    stages = ["warm_up", *(f"content {i}" for i in range(9)), "look 0.0", "look 0.1", "clean"]
+    pairs = [(stage, epoch) for stage in stages for epoch in (0, 1)]
+    history = [
+        {"stage": stage, "epoch": 1 + i, "loss": 0.5, "accuracy": 0.5 + 0.1 * e} for i, (stage, e) in enumerate(pairs)
+    ]
+    axes = matplotlib.figure.Figure().subplots(2)
+    _draw_history(axes, history)
+    assert len(axes[0].lines) == len(stages)
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["warm_up", "content", "look", "clean"]
+    assert len({line.get_color() for line in axes[0].lines}) == 4

@@ -118,7 +118,9 @@ def train_on_pairs(
         tensors = (*model.state_dict().values(), *(t for s in (sides.suspected, sides.presumed) for t in _content(s)))
         run = resume.fingerprint(f"advrbd: {training.name}", config, tensors)
         history = resume.load(checkpoint, run, model, optimizer, schedule, device)
-    step = replayed_at_rates(partial(_step, forward, optimizer, training.objective, config), optimizer, device)
+    step: Callable[..., Tensor] = partial(_step, forward, optimizer, training.objective, config)
+    if device.type == "cuda" and can_fuse(list(model.parameters())):
+        step = replayed_at_rates(step, optimizer, device)
     for epoch in range(len(history) + 1, training.epochs + 1):
         start, lr = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
         seed = stream_seed(config.seed, f"advrbd: {training.name}, epoch {epoch}")

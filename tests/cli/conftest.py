@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bdfast import attacks, models
 from bdfast.cli import main
+from bdfast.data import load
+from bdfast.integrations.backdoorbench import save_record
 
 TINY = ["--limit", "200,80", "--set", "epochs=2"]
 
@@ -72,3 +75,15 @@ def attack_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def names(folder: Path) -> list[str]:
     """What is in a folder, hidden files too."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def save_digits_record(folder: Path) -> Path:
+    """A record of an untrained network and 200 digits, of which BadNets poisons a tenth, in ``folder``."""
+    train, test, _ = load("digits", limit=(200, 80))
+    model = models.build("digits_cnn", num_classes=10, image_size=8, seed=0)
+    poisoned = attacks.poison(*train, "badnets", rate=0.1, target=3, num_classes=10)
+    save_record(
+        folder, model, model_name="digits_cnn", num_classes=10, clean_data="digits",
+        train=poisoned, test=poisoned.trigger(*test), in_memory=True,
+    )  # fmt: skip
+    return folder

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from bdfast import attacks, models
 from bdfast.cli.commands import defend
 from bdfast.data import load, read_index
-from bdfast.integrations.backdoorbench import convert, read_artefact, read_metrics, save_record
+from bdfast.integrations.backdoorbench import convert, read_artefact, read_metrics
 from bdfast.integrations.backdoorbench.converted import sha256
 from bdfast.metrics import evaluate
 from bdfast.nn import normalized
-from tests.cli.conftest import Outcome
+from tests.cli.conftest import Outcome, save_digits_record
 
 Run = Callable[..., Outcome]
 BASE = ["--limit", "200,80"]
@@ -25,15 +25,7 @@ BASE = ["--limit", "200,80"]
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    train, test, _ = load("digits", limit=(200, 80))
-    model = models.build("digits_cnn", num_classes=10, image_size=8, seed=0)
-    poisoned = attacks.poison(*train, "badnets", rate=0.1, target=3, num_classes=10)
-    folder = tmp_path_factory.mktemp("bench") / "record" / "badnet_0_1"
-    save_record(
-        folder, model, model_name="digits_cnn", num_classes=10, clean_data="digits",
-        train=poisoned, test=poisoned.trigger(*test), in_memory=True,
-    )  # fmt: skip
-    return folder
+    return save_digits_record(tmp_path_factory.mktemp("bench") / "record" / "badnet_0_1")
 
 
 @pytest.fixture

@@ -13,14 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from bdfast import attacks, models
 from bdfast.cli.commands import defend, score
 from bdfast.cli.outputs import results_folder
 from bdfast.cli.state import make_state_folder, state_folder, state_root
-from bdfast.data import load
-from bdfast.integrations.backdoorbench import save_record
 from bdfast.runtime.checkpoints import load_state
-from tests.cli.conftest import Outcome, names
+from tests.cli.conftest import Outcome, names, save_digits_record
 from tests.cli.test_interrupts import ADVRBD, lines_until, start
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="owners and modes of files")
@@ -40,15 +37,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {  # command, names of what i
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    train, test, _ = load("digits", limit=(200, 80))
-    model = models.build("digits_cnn", num_classes=10, image_size=8, seed=0)
-    poisoned = attacks.poison(*train, "badnets", rate=0.1, target=3, num_classes=10)
-    folder = tmp_path_factory.mktemp("bench") / "record" / "x"
-    save_record(
-        folder, model, model_name="digits_cnn", num_classes=10, clean_data="digits",
-        train=poisoned, test=poisoned.trigger(*test), in_memory=True,
-    )  # fmt: skip
-    return folder
+    return save_digits_record(tmp_path_factory.mktemp("bench") / "record" / "x")
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ class AdvrBDConfig:
     content_check has nothing against it; see :mod:`bdfast.defenses.advrbd.contrast`. 0 [P]; 2 in "robust"."""
 
     look_epochs: int = 4
-    """Epochs over D_clean of each of a look's two networks [O]; they should come to 50 steps at least."""
+    """Epochs over D_clean of each of a look's two networks [O]; they should come to a few dozen steps at least."""
 
     look_lr: float = 0.03
     """Learning rate there, annealed along a half cosine [O]."""

@@ -30,6 +30,7 @@ from bdfast.training.options import augmentation, can_fuse
 from bdfast.training.step import replayed_at_rates
 
 Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Lead: TypeAlias = Literal["suspected", "presumed"]
 
 PairObjective: TypeAlias = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]
 """(logits ``[B, K]``, labels ``[B]``, how many of them are suspected: the first ones) to scalars, the loss first."""
@@ -41,6 +42,10 @@ class Sides:
 
     suspected: ResidentData  # D_u
     presumed: ResidentData  # D_c
+
+    def led_by(self, lead: Lead) -> tuple[ResidentData, ResidentData]:
+        """The leading side and the other one."""
+        return (self.suspected, self.presumed) if lead == "suspected" else (self.presumed, self.suspected)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class PairTraining:
     name: str
     objective: PairObjective
     told: tuple[str, ...]
-    lead: Literal["suspected", "presumed"]
+    lead: Lead
     epochs: int
     lr: float
     annealed: bool
@@ -147,16 +152,16 @@ def _optimizer(
     )  # fmt: skip
     if not training.annealed:
         return optimizer, ConstantLR(optimizer, factor=1.0)
-    steps = training.epochs * len(_lead(sides, training.lead).sizes(config.batch_size))
+    steps = training.epochs * len(sides.led_by(training.lead)[0].sizes(config.batch_size))
     return optimizer, CosineAnnealingLR(optimizer, T_max=steps)
 
 
 def _epoch(
-    model: nn.Module, sides: Sides, lead: str, step: Callable[..., Tensor], schedule: LRScheduler, size: int, seed: int
+    model: nn.Module, sides: Sides, lead: Lead, step: Callable[..., Tensor], schedule: LRScheduler, size: int, seed: int
 ) -> list[float]:
     """One pass over the leading side; means of what a step returns, read back at the end."""
     model.train()
-    leading, other = (sides.suspected, sides.presumed) if lead == "suspected" else (sides.presumed, sides.suspected)
+    leading, other = sides.led_by(lead)
     total = torch.zeros(1, dtype=torch.float64, device=leading.device)
     others = _endless(other, size, seed)
     for x, y, _ in leading.batches(size, shuffle=True, epoch_seed=seed):
@@ -190,10 +195,6 @@ def _endless(data: ResidentData, batch_size: int, seed: int) -> Iterator[Batch]:
     while True:
         yield from data.batches(batch_size, shuffle=True, epoch_seed=stream_seed(seed, f"turn {turn}"))
         turn += 1
-
-
-def _lead(sides: Sides, lead: str) -> ResidentData:
-    return sides.suspected if lead == "suspected" else sides.presumed
 
 
 def _content(data: ResidentData) -> tuple[Tensor, Tensor]:
